@@ -1,0 +1,328 @@
+"""The update rule: golden trajectories of the spec (section 7), its invariants, and bad input."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from companion.gestur.baselines import Ema
+from companion.gestur.model import Erm, Gestur, GesturConfig, Network, adam, estimate, follow
+
+SGD = [  # G, TE after, GE after; λ = 0.5, m = 0.9, rate 0.1, loss ½ (θ - c)ᵀ diag(1, 3) (θ - c), c = (1, -2)
+    ((-0.500000000, 3.000000000), (0.050000000, -0.300000000), (0.005000000, -0.030000000)),
+    ((-0.261785779, 1.270714674), (0.076178578, -0.427071467), (0.012117858, -0.069707147)),
+    ((-0.249806073, 1.176161801), (0.101159185, -0.544687648), (0.021021991, -0.117205197)),
+    ((-0.244092815, 1.087672608), (0.125568467, -0.653454908), (0.031476638, -0.170830168)),
+    ((-0.239488080, 1.005614014), (0.149517275, -0.754016310), (0.043280702, -0.229148782)),
+    ((-0.235116358, 0.929652681), (0.173028911, -0.846981578), (0.056255523, -0.290932062)),
+]
+ADAM = [
+    ((-0.500000000, 3.000000000), (0.099999998, -0.100000000), (0.010000000, -0.010000000)),
+    ((0.570110279, 1.829889704), (0.088210814, -0.195960324), (0.017821081, -0.028596032)),
+    ((0.076047163, 1.441271998), (0.072764340, -0.288840178), (0.023315407, -0.054620447)),
+    ((-0.194224149, 1.290730081), (0.074872062, -0.379585754), (0.028471073, -0.087116978)),
+    ((-0.268715555, 1.208780868), (0.094220340, -0.468776477), (0.035045999, -0.125282928)),
+    ((-0.254167474, 1.143297333), (0.125461023, -0.556696190), (0.044087502, -0.168424254)),
+]
+
+
+class Point(nn.Module):
+    """A featurizer that is its own two parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.at = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.at
+
+
+def valley_loss(network, batches):
+    gap = network(None) - torch.tensor([1.0, -2.0], dtype=torch.float64)
+    return 0.5 * (torch.tensor([1.0, 3.0], dtype=torch.float64) * gap**2).sum()
+
+
+@pytest.mark.parametrize(
+    ("golden", "optimizer"),
+    [(SGD, lambda g: torch.optim.SGD(g, lr=0.1)), (ADAM, lambda g: torch.optim.Adam(g, lr=0.1))],
+    ids=["sgd", "adam"],
+)
+def test_golden_trajectory(golden, optimizer):
+    gestur = Gestur(
+        Point(), nn.Identity(), optimizer, GesturConfig(lam=0.5, decay=0.9), objective=valley_loss
+    )
+    for gradient, task, expert in golden:
+        gestur.update([])
+        at = gestur.network.featurizer.at
+        for found, wanted in ((at.grad, gradient), (at, task), (gestur.expert.featurizer.at, expert)):
+            assert torch.allclose(
+                found.detach(), torch.tensor(wanted, dtype=torch.float64), atol=1e-9, rtol=0
+            )
+
+
+def net(seed=0, dtype=torch.float32, dropout=0.0, **options):
+    torch.manual_seed(seed)
+    featurizer = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4)).to(dtype)
+    return featurizer, nn.Linear(4, 3).to(dtype)
+
+
+def batches(k, dtype=torch.float32):
+    g = torch.Generator().manual_seed(k)
+    return [
+        (torch.randn(6, 5, generator=g).to(dtype), torch.randint(0, 3, (6,), generator=g)) for _ in range(3)
+    ]
+
+
+def sgd(groups):
+    return torch.optim.SGD(groups, lr=0.1)
+
+
+def same(a, b, tolerance=0.0):
+    return all(
+        torch.allclose(p, q, atol=tolerance, rtol=0)
+        for p, q in zip(a.parameters(), b.parameters(), strict=True)
+    )
+
+
+def test_lambda_zero_is_erm_with_halved_featurizer_gradients():
+    gestur = Gestur(*net(), sgd, GesturConfig(lam=0.0))
+    erm = Erm(
+        *net(),
+        lambda g: torch.optim.SGD([{**part, "lr": 0.1 if part["name"] == "head" else 0.05} for part in g]),
+    )
+    for k in range(5):
+        gestur.update(batches(k))
+        erm.update(batches(k))
+    assert same(gestur.network, erm.network, 1e-7)
+
+
+def test_under_adam_the_half_cancels_and_gestur_at_zero_is_ema_of_erm():
+    def exact(groups):
+        return torch.optim.Adam(groups, lr=1e-2, eps=0.0)
+
+    gestur = Gestur(*net(dtype=torch.float64), exact, GesturConfig(lam=0.0, decay=0.9))
+    ema = Ema(*net(dtype=torch.float64), exact, decay=0.9)
+    for k in range(10):
+        gestur.update(batches(k, torch.float64))
+        ema.update(batches(k, torch.float64))
+    assert same(gestur.network, ema.network, 1e-10)
+    assert same(gestur.predictor, ema.predictor, 1e-10)
+
+
+def test_without_memory_the_experts_are_one_and_nothing_is_estimated():
+    gestur = Gestur(*net(), sgd, GesturConfig(lam=1.0, decay=0.0))
+    for k in range(3):
+        gestur.update(batches(k))
+        assert same(gestur.network, gestur.expert, 1e-7)
+
+
+def test_recursion_of_the_difference_and_size_of_the_estimate():
+    config = GesturConfig(lam=0.3, decay=0.9)
+    gestur = Gestur(*net(dtype=torch.float64), adam(1e-2), config)
+    pairs, gap = gestur.pairs(), None
+    for k in range(20):
+        before = [p.detach().clone() for p, _ in pairs]
+        gestur.update(batches(k, torch.float64))
+        moved = [p.detach() - old for (p, _), old in zip(pairs, before, strict=True)]
+        gap = [0.9 * ((0 if gap is None else g) + m) for g, m in zip(gap or moved, moved, strict=True)]
+        assert all(
+            torch.allclose(p.detach() - q, g, atol=1e-12) for (p, q), g in zip(pairs, gap, strict=True)
+        )
+    gestur.network.zero_grad()
+    gestur.objective(batches(99, torch.float64)).backward()
+    grads = [p.grad for p in gestur.network.parameters()]
+    found = torch.cat([part.flatten() for part in estimate(gestur.network.parameters(), pairs, config)])
+    flat = torch.cat([(p.detach() - q).flatten() for p, q in pairs])
+    size = torch.cat([g.flatten() for g in grads]).norm()
+    assert float(found.norm() / size) == pytest.approx(0.3, abs=1e-12)
+    assert float(torch.cosine_similarity(found, flat, dim=0)) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_gradients_that_reach_the_optimizer():
+    gestur = Gestur(*net(dtype=torch.float64), adam(1e-2), GesturConfig(lam=0.3, decay=0.9))
+    for k in range(4):
+        gestur.update(batches(k, torch.float64))
+    pairs = gestur.pairs()
+    plain = torch.autograd.grad(
+        gestur.objective(batches(7, torch.float64)), list(gestur.network.parameters())
+    )
+    by_name = dict(zip([n for n, _ in gestur.network.named_parameters()], plain, strict=True))
+    for (name, p), g in zip(gestur.network.named_parameters(), plain, strict=True):
+        p.grad = g.clone()
+    wanted = estimate(gestur.network.parameters(), pairs, gestur.config)
+    gestur.before_step()
+    for (p, _), g in zip(pairs, wanted, strict=True):
+        name = next(n for n, q in gestur.network.named_parameters() if q is p)
+        assert torch.allclose(p.grad, (by_name[name] + g) / 2, atol=1e-14)
+    for name, p in gestur.network.head.named_parameters():
+        assert torch.equal(p.grad, by_name[f"head.{name}"])  # the classifier's gradient is untouched
+
+
+def test_first_step_estimates_nothing_and_is_finite():
+    gestur = Gestur(*net(), sgd, GesturConfig(lam=5.0))
+    erm = Gestur(*net(), sgd, GesturConfig(lam=0.0))
+    gestur.update(batches(0))
+    erm.update(batches(0))
+    assert same(gestur.network, erm.network)
+    assert all(torch.isfinite(p).all() for p in gestur.parameters())
+
+
+def test_a_featurizer_parameter_without_a_loss_gradient_gets_the_estimate_unhalved():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(5, 4), nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return self.used(x)
+
+    torch.manual_seed(0)
+    gestur = Gestur(Unused(), nn.Linear(4, 3), sgd, GesturConfig(lam=0.5, decay=0.5))
+    gestur.update(batches(0))
+    with torch.no_grad():
+        gestur.network.featurizer.idle.add_(1.0)
+    gestur.optimizer.zero_grad()
+    gestur.objective(batches(1)).backward()
+    pairs = gestur.pairs()
+    wanted = estimate(gestur.network.parameters(), pairs, gestur.config)
+    gestur.before_step()
+    index = next(k for k, (p, _) in enumerate(pairs) if p is gestur.network.featurizer.idle)
+    assert torch.allclose(gestur.network.featurizer.idle.grad, wanted[index])
+    assert float(wanted[index].norm()) > 0
+
+
+def test_the_expert_is_a_closed_form_average_outside_the_optimizer():
+    m = 0.95
+    gestur = Gestur(*net(dtype=torch.float64), adam(1e-2), GesturConfig(lam=0.1, decay=m))
+    first = [p.detach().clone() for p in gestur.network.parameters()]
+    path = []
+    for k in range(100):
+        gestur.update(batches(k, torch.float64))
+        path.append([p.detach().clone() for p in gestur.network.parameters()])
+    n = len(path)
+    for j, found in enumerate(gestur.expert.parameters()):
+        wanted = m**n * first[j] + (1 - m) * sum(m ** (n - 1 - k) * path[k][j] for k in range(n))
+        assert torch.allclose(found, wanted, atol=1e-12)
+        assert not found.requires_grad
+    held = {id(p) for group in gestur.optimizer.param_groups for p in group["params"]}
+    assert held.isdisjoint(id(p) for p in gestur.expert.parameters())
+
+
+def test_follow_equals_torch_averaged_model():
+    network = Network(*net())
+    average = copy.deepcopy(network)
+    theirs = torch.optim.swa_utils.AveragedModel(network, avg_fn=lambda avg, p, n: 0.9 * avg + 0.1 * p)
+    theirs.update_parameters(network)  # torch's first call copies
+    for _ in range(5):
+        with torch.no_grad():
+            for p in network.parameters():
+                p.add_(torch.randn_like(p))
+        follow(average, network, 0.9)
+        theirs.update_parameters(network)
+    assert same(average, theirs.module, 1e-6)
+
+
+def test_batch_norm_statistics_never_move():
+    gestur = Gestur(*net(), adam(1e-2))
+    before = {k: v.clone() for k, v in gestur.network.named_buffers()}
+    for k in range(3):
+        gestur.update(batches(k))
+    assert all(torch.equal(v, before[k]) for k, v in gestur.network.named_buffers())
+    assert gestur.network.featurizer[1].weight.grad.abs().sum() > 0  # its affine part is trained
+
+
+def test_a_resumed_run_is_the_same_run():
+    config = GesturConfig(lam=0.2, decay=0.9)
+    torch.manual_seed(5)
+    one = Gestur(*net(), adam(1e-2), config, dropout=0.5)
+    for k in range(3):
+        one.update(batches(k))
+    state = copy.deepcopy(one.state_dict())
+    for k in range(3, 6):
+        one.update(batches(k))
+    two = Gestur(*net(seed=9), adam(1e-2), config, dropout=0.5)
+    torch.manual_seed(77)
+    two.load_state_dict(state)
+    for k in range(3, 6):
+        two.update(batches(k))
+    assert two.steps == 6
+    assert same(one, two)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_under_accelerate_the_update_is_the_same_method(precision):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    config = GesturConfig(lam=0.2, decay=0.9)
+    plain = Gestur(*net(), adam(1e-2), config)
+    prepared = Gestur(
+        *net(), adam(1e-2), config, accelerator=Accelerator(mixed_precision=precision, cpu=True)
+    )
+    for k in range(4):
+        plain.update(batches(k))
+        prepared.update(batches(k))
+    assert same(plain.network, prepared.network, 1e-7 if precision == "no" else 2e-2)
+    assert same(plain.expert, prepared.expert, 1e-7 if precision == "no" else 2e-2)
+
+
+def test_scaled_gradients_give_the_scaled_step():
+    """A loss scaler multiplies every gradient; (3) is proportional to ‖g‖, so the estimate scales along."""
+    found = []
+    for scale in (1.0, 1024.0):
+        gestur = Gestur(*net(dtype=torch.float64), sgd, GesturConfig(lam=0.4, decay=0.9))
+        gestur.update(batches(0, torch.float64))
+        gestur.optimizer.zero_grad()
+        (scale * gestur.objective(batches(1, torch.float64))).backward()
+        gestur.before_step()
+        found.append(torch.cat([p.grad.flatten() for p in gestur.network.parameters()]) / scale)
+    assert torch.allclose(*found, atol=1e-13)
+
+
+def test_switches():
+    """norm="none" is λ d; norm="tensor" has ratio λ in every tensor; scope="all" pulls the head; anchor="start" stays."""
+    for norm, scope, anchor in (("none", "featurizer", "expert"), ("tensor", "all", "start")):
+        config = GesturConfig(lam=0.3, decay=0.9, norm=norm, scope=scope, anchor=anchor)
+        gestur = Gestur(*net(dtype=torch.float64), adam(1e-2), config)
+        start = [p.detach().clone() for p in gestur.network.parameters()]
+        for k in range(3):
+            gestur.update(batches(k, torch.float64))
+        pairs = gestur.pairs()
+        assert len(pairs) == (8 if scope == "all" else 6)
+        if anchor == "start":
+            assert all(torch.equal(q, s) for (_, q), s in zip(pairs, start, strict=True))
+        gestur.optimizer.zero_grad()
+        gestur.objective(batches(3, torch.float64)).backward()
+        for (p, q), g in zip(pairs, estimate(gestur.network.parameters(), pairs, config), strict=True):
+            if norm == "none":
+                assert torch.allclose(g, 0.3 * (p.detach() - q), atol=1e-15)
+            elif float(p.grad.norm()) > 0:
+                assert math.isclose(float(g.norm() / p.grad.norm()), 0.3, rel_tol=1e-9)
+
+
+def test_task_expert_predicts_when_asked():
+    gestur = Gestur(*net(), adam(1e-1), GesturConfig(predict="task", decay=0.99))
+    for k in range(3):
+        gestur.update(batches(k))
+    x = batches(0)[0][0]
+    assert torch.equal(gestur.predict(x), gestur.network.eval()(x))
+    assert not torch.allclose(gestur.predict(x), gestur.expert(x), atol=1e-3)
+
+
+def test_bad_input_is_one_sentence():
+    featurizer, head = net()
+    with pytest.raises(
+        ValueError, match="split into two torch modules, featurizer and head; got Sequential and int"
+    ):
+        Gestur(featurizer, 3)
+    with pytest.raises(ValueError, match=r"lam is -1; it scales a gradient"):
+        GesturConfig(lam=-1)
+    with pytest.raises(ValueError, match=r"decay is 1\.5"):
+        GesturConfig(decay=1.5)
+    with pytest.raises(ValueError, match="norm is 'layer'; choose global, tensor, none"):
+        GesturConfig(norm="layer")
+    with pytest.raises(ValueError, match="nothing can be trained"):
+        Gestur(featurizer.requires_grad_(False), head.requires_grad_(False))
