@@ -1,0 +1,134 @@
+"""The recorded pre-training behind the small committed weights: `python -m companion.reactiont5.pretrain FOLDER`.
+
+Stage 1 (CompoundT5): span corruption on the world's molecules. Stage 2 (ReactionT5): forward prediction on the
+seen reaction types, from stage 1. About half an hour on one core; nothing else in the project repeats it.
+`record.json` beside the weights says what was done and what came out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from companion import records, training
+from companion.reactiont5 import train, world
+from companion.reactiont5.beam import beam_search
+from companion.reactiont5.metrics import accuracy
+from companion.reactiont5.model import T5, seq2seq_loss
+
+WEIGHTS = Path(__file__).parent / "weights"
+STAGES = ("compound", "reaction")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of both stages."""
+
+    width: int = 96
+    layers: int = 2
+    compound_steps: int = 1500
+    compound_batch: int = 24
+    compound_lr: float = 3e-3
+    reaction_steps: int = 9000
+    reaction_batch: int = 32
+    reaction_lr: float = 3e-3
+    seed: int = 0
+
+
+def run(folder: Path, plan: Plan = Plan()) -> dict:
+    """Both stages; writes `compound.safetensors`, `reaction.safetensors` (half precision) and `record.json`."""
+    training.seed_everything(plan.seed, threads=1)
+    tok, model = train.tokenizer(), T5(train.small_config(plan.width, plan.layers))
+    text = train.molecules()
+    known, held_back = train.seen_reactions()
+    pairs, valid = train.forward_pairs(known, tok), train.forward_pairs(held_back, tok)
+
+    def config(steps: int, lr: float) -> training.FitConfig:
+        return training.FitConfig(steps=steps, lr=lr, warmup=100, schedule="linear", final_lr=0.02, weight_decay=0.01,
+                                  betas=(0.9, 0.98), evaluate_every=500, save_every=500)  # fmt: skip
+
+    check = train.masked(text, tok, plan.seed + 1, 64)(0)
+    first = training.fit(
+        model, seq2seq_loss, train.masked(text, tok, plan.seed, plan.compound_batch),
+        config(plan.compound_steps, plan.compound_lr), folder=folder / "stage-1", title="molecules",
+        evaluate=lambda m: {"valid_loss": seq2seq_loss(m, check)},
+    )  # fmt: skip
+    store(model, folder / "compound.safetensors")
+
+    def examine(m: T5) -> dict[str, float]:
+        groups = answers(m, valid.ids, 1)
+        found = accuracy([r.product for r in held_back], groups, tops=(1,))
+        print(f"exact {found.top[1]:.3f} invalid {found.invalid:.3f}", flush=True)
+        return {"valid_exact": found.top[1], "valid_invalid": found.invalid}
+
+    second = train.fit_forward(model, pairs, config(plan.reaction_steps, plan.reaction_lr), plan.reaction_batch,
+                               plan.seed, folder=folder / "stage-2", title="reactions", evaluate=examine)  # fmt: skip
+    store(model, folder / "reaction.safetensors")
+    per_type = {}
+    for kind in world.TYPES:
+        some = [r for r in held_back if r.kind == kind] or world.reactions(kind, 100, seed=99)
+        found = accuracy([r.product for r in some], answers(model, train.forward_pairs(some, tok).ids, 5))
+        per_type[kind] = {
+            "top1": found.top[1],
+            "top5": found.top[5],
+            "invalid": found.invalid,
+            "tests": found.targets,
+        }
+    record = {
+        "plan": asdict(plan), "molecules": len(text), "reactions": len(known), "validation": len(held_back),
+        "parameters": sum(p.numel() for p in model.parameters()), "per_type": per_type,
+        "curves": {"molecules": first.curves, "reactions": second.curves},
+        "seconds": {"molecules": first.seconds, "reactions": second.seconds},
+        "provenance": {"code": records.loaded_code(), **records.commit(), "versions": records.versions(),
+                       "processor": records.processor(), "threads": torch.get_num_threads(),
+                       "data": records.fingerprint(text, [[r.reactant, r.reagent, r.product] for r in known])},
+    }  # fmt: skip
+    records.write_json(folder / "record.json", record)
+    return record
+
+
+def answers(model: T5, ids: list[list[int]], beams: int, most: int = 52, batch: int = 100) -> list[list[str]]:
+    """Predicted SMILES per input, best first."""
+    tok, found = train.tokenizer(), []
+    model.eval()
+    for k in range(0, len(ids), batch):
+        sequences, _ = beam_search(model, train.padded(ids[k : k + batch]), beams, most)
+        found += [[tok.decode(s) for s in group] for group in sequences]
+    return found
+
+
+def store(model: T5, path: Path) -> None:
+    """Weights in half precision."""
+    save_file({name: w.half().contiguous() for name, w in model.state_dict().items()}, path)
+
+
+@lru_cache(maxsize=4)
+def _stored(stage: str) -> dict[str, torch.Tensor]:
+    return {name: w.float() for name, w in load_file(WEIGHTS / f"{stage}.safetensors").items()}
+
+
+def small_model(stage: str, seed: int = 0) -> T5:
+    """The reduced scale's network: `reaction` (both stages), `compound` (stage 1 only) or `scratch` (random).
+
+    Raises ValueError for another stage.
+    """
+    if stage not in (*STAGES, "scratch"):
+        raise ValueError(f"start {stage!r} does not exist; choose reaction, compound or scratch")
+    plan = json.loads((WEIGHTS / "record.json").read_text())["plan"]
+    training.seed_everything(seed, threads=1)
+    model = T5(train.small_config(plan["width"], plan["layers"]))
+    if stage != "scratch":
+        model.load_state_dict(_stored(stage))
+    return model
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    print(json.dumps(run(target)["per_type"], indent=1))
