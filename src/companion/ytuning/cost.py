@@ -1,0 +1,277 @@
+"""What tuning costs: trained parameters, time and peak memory of one step, at full size with random weights.
+
+Cost does not depend on the weights' values, so the paper's sizes are measured without the paper's weights.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from companion.ytuning.baselines import HEADS, TUNED, AttentionPool, LabelTuning, Ladder, LinearProbe
+from companion.ytuning.frozen import hidden_states
+from companion.ytuning.model import YTuning, YTuningConfig
+
+METHODS = ("y-tuning-cached", "y-tuning", *HEADS, *TUNED)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a public model: layers, width, heads, feed-forward, vocabulary, positions."""
+
+    kind: str
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int
+    vocabulary: int
+    positions: int = 512
+
+
+SHAPES = {
+    "deberta-v2-xxlarge": Shape("deberta-v2", 48, 1536, 24, 6144, 128100),
+    "roberta-large": Shape("roberta", 24, 1024, 16, 4096, 50265, 514),
+    "bart-large": Shape("bart", 12, 1024, 16, 4096, 50265, 1024),
+    "minilm": Shape("bert", 6, 384, 12, 1536, 30522),
+    "tiny": Shape("bert", 2, 32, 2, 64, 100),
+}
+
+
+def shape(name: str) -> Shape:
+    """The shape of a model, by its name with or without owner. Raises ValueError for an unknown one."""
+    short = name.rpartition("/")[2]
+    if short not in SHAPES:
+        raise ValueError(f"no shape is known for {name!r}; choose {', '.join(SHAPES)}")
+    return SHAPES[short]
+
+
+def build(name: str) -> nn.Module:
+    """An encoder of that shape with random weights, on torch's current default device."""
+    s = shape(name)
+    if s.kind == "bert":
+        from companion.ytuning.bert import Bert
+
+        return Bert({"hidden_size": s.width, "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1, "vocab_size":
+                     s.vocabulary, "max_position_embeddings": s.positions, "type_vocab_size": 2, "num_attention_heads":
+                     s.heads, "intermediate_size": s.feed_forward, "num_hidden_layers": s.layers})  # fmt: skip
+    import transformers as hf
+
+    if s.kind == "bart":
+        config = hf.BartConfig(vocab_size=s.vocabulary, d_model=s.width, encoder_layers=s.layers, decoder_layers=1,
+                               encoder_attention_heads=s.heads, encoder_ffn_dim=s.feed_forward,
+                               max_position_embeddings=s.positions)  # fmt: skip
+        return hf.BartModel(config).get_encoder()
+    sizes = {"vocab_size": s.vocabulary, "hidden_size": s.width, "num_hidden_layers": s.layers, "num_attention_heads":
+             s.heads, "intermediate_size": s.feed_forward, "max_position_embeddings": s.positions}  # fmt: skip
+    if s.kind == "deberta-v2":
+        # as in the published config.json of deberta-v2-xxlarge
+        config = hf.DebertaV2Config(**sizes, type_vocab_size=0, relative_attention=True, position_buckets=256,
+                                    max_relative_positions=-1, norm_rel_ebd="layer_norm", share_att_key=True,
+                                    pos_att_type=["p2c", "c2p"], position_biased_input=False, conv_kernel_size=3,
+                                    conv_act="gelu")  # fmt: skip
+        return hf.DebertaV2Model(config)
+    return hf.RobertaModel(hf.RobertaConfig(**sizes, type_vocab_size=1), add_pooling_layer=False)
+
+
+def head(method: str, width: int, heads: int, feed_forward: int, layers: int, labels: int) -> nn.Module:
+    """The trained part of a method that leaves the encoder alone, at the encoder's own width."""
+    if method in ("y-tuning", "y-tuning-cached"):
+        return YTuning(
+            YTuningConfig({"task": [str(k) for k in range(labels)]}, width, width, heads, feed_forward)
+        )
+    if method.startswith("linear-"):
+        return LinearProbe(width, labels, method.removeprefix("linear-"))
+    if method == "attention-pool":
+        return AttentionPool(width, labels, width, heads, feed_forward)
+    if method == "label-tuning":
+        return LabelTuning(width, labels)
+    if method == "ladder":
+        return Ladder(width, layers + 1, labels)
+    raise ValueError(f"method is {method!r}; choose {', '.join(METHODS)}")
+
+
+class _Meter:
+    """Peak memory in MiB since `start`: CUDA allocations, else this process's resident set above its start."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    @staticmethod
+    def _status(key: str) -> float:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key):
+                return int(line.split()[1]) / 1024
+        return 0.0
+
+    def start(self) -> None:
+        gc.collect()
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
+            self.base = self._status("VmRSS")
+        except OSError:
+            self.base = None
+
+    def read(self) -> float | None:
+        if self.cuda:
+            return torch.cuda.max_memory_allocated() / 2**20
+        return None if self.base is None else max(0.0, self._status("VmHWM") - self.base)
+
+
+def measure(method: str, backbone: str, *, batch: int = 32, tokens: int = 128, labels: int = 2, steps: int = 5,
+            warmup: int = 1, device: str | None = None, precision: str = "float32") -> dict[str, Any]:  # fmt: skip
+    """Train `method` for a few steps on random inputs [batch, tokens]; median step time and peak memory.
+
+    On a GPU peak memory is all that torch allocated, weights included; on a CPU it is what the steps added to
+    the process after the model was loaded. `y-tuning-cached` never builds the model: its inputs are features.
+
+    Raises ValueError for an unknown method or shape.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; choose {', '.join(METHODS)}")
+    s, place = shape(backbone), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = getattr(torch, precision)
+    torch.manual_seed(0)
+    cached = method == "y-tuning-cached"
+    total = count(backbone)
+    with place:
+        encoder = None if cached else build(backbone).to(kind)
+        if method in TUNED:
+            model = _Through(encoder, s.width, labels, method)
+        else:
+            model = head(method, s.width, s.heads, s.feed_forward, s.layers, labels).to(kind)
+            if encoder is not None:
+                encoder.eval().requires_grad_(False)
+        ids = torch.randint(5, s.vocabulary, (batch, tokens))
+        pad = torch.zeros(batch, tokens, dtype=torch.bool)
+        target = torch.randint(labels, (batch,))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    meter = _Meter(place)
+    meter.start()
+    # an fp16 cache on the CPU's side, as on disk; each step brings its batch over
+    store = torch.zeros(batch, tokens, s.width, dtype=torch.float16) if cached else None
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+
+    def step() -> None:
+        if method in TUNED:
+            scores = model(ids, pad)
+        elif cached:
+            scores = model(store.to(place, kind), pad)
+        else:
+            with torch.no_grad():
+                states = hidden_states(encoder, ids, pad)
+                H = torch.cat(list(states), -1) if method == "ladder" else states[-1]
+            scores = model(H, pad)
+        loss = (
+            model.loss(scores, target)
+            if isinstance(model, YTuning)
+            else F.cross_entropy(scores.float(), target)
+        )
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    times = [_timed(step, place) for _ in range(warmup + steps)][warmup:]
+    middle = sorted(times)[len(times) // 2]
+    own = sum(p.numel() for p in trained)
+    return {"trainable": own, "total": total, "share": 100 * own / total, "step_ms": 1000 * middle,
+            "examples_per_s": batch / middle, "peak_mib": meter.read(), "device": place.type,
+            "precision": precision}  # fmt: skip
+
+
+def _timed(step: Callable[[], None], place: torch.device) -> float:
+    if place.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    step()
+    if place.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+class _Through(nn.Module):
+    """A method that back-propagates through the encoder, with a linear classifier on the mean."""
+
+    def __init__(self, encoder: nn.Module, width: int, labels: int, method: str) -> None:
+        super().__init__()
+        from companion.ytuning.baselines import lora
+
+        self.model = encoder.requires_grad_(method == "fine-tuning")
+        self.prompt = None
+        if method == "bitfit":
+            for name, p in self.model.named_parameters():
+                p.requires_grad_(name.endswith("bias"))
+        elif method == "lora":
+            self.model = lora(self.model, 8)
+        elif method == "prompt-tuning":
+            self.prompt = nn.Parameter(torch.randn(20, width) * 0.02)
+        self.out = nn.Linear(width, labels).to(next(encoder.parameters()).dtype)
+
+    def forward(self, ids: torch.Tensor, pad: torch.Tensor) -> torch.Tensor:
+        """[B, C]"""
+        if self.prompt is None:
+            return self.out(hidden_states(self.model, ids, pad)[-1].mean(1))
+        words = (
+            self.model.get_input_embeddings()(ids) if hasattr(self.model, "get_input_embeddings") else None
+        )
+        if words is None:
+            return self.out(self.model(ids, pad, None, self.prompt)[-1].mean(1))
+        x = torch.cat([self.prompt.expand(len(ids), -1, -1), words], 1)
+        return self.out(self.model(inputs_embeds=x).last_hidden_state.mean(1))
+
+
+def count(backbone: str) -> int:
+    """Parameters of the encoder, without allocating them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(backbone).parameters())
+
+
+def break_even(feature_pass: float, cached_epoch: float, other_epoch: float) -> float:
+    """Epochs after which the one-off feature pass has paid for itself. All in the same unit of time.
+
+    Raises ValueError where a cached epoch is not cheaper: then it never pays.
+    """
+    if cached_epoch >= other_epoch:
+        raise ValueError(f"a cached epoch ({cached_epoch:g}) is not cheaper than the other ({other_epoch:g})")
+    return feature_pass / (other_epoch - cached_epoch)
+
+
+def cache_bytes(examples: int, tokens: int, backbone: str) -> int:
+    """Size of an fp16 cache: examples x tokens x width x 2 bytes."""
+    return examples * tokens * shape(backbone).width * 2
+
+
+def dry_run(parameters: dict[str, Any]) -> dict[str, Any]:
+    """One step of the cell's method at its full size, with random weights and inputs.
+
+    Where this machine's memory is too small the model is only counted, and the report says so.
+    """
+    method, backbone = parameters["method"], parameters["backbone"]
+    method = {"y-tuning-ce": "y-tuning"}.get(method, method)
+    batch, tokens = int(parameters.get("batch", 32)), int(parameters.get("tokens", 128))
+    total = count(backbone)
+    # fine-tuning holds weights, gradients and two moments; activations come on top
+    gib = total * (16 if method == "fine-tuning" else 4) / 2**30
+    if torch.cuda.is_available():
+        free = torch.cuda.mem_get_info()[0] / 2**30
+    else:
+        import psutil
+
+        free = psutil.virtual_memory().available / 2**30
+        batch = min(batch, 2)
+    if method != "y-tuning-cached" and gib * 1.2 > free:
+        return {"parameters": total, "step": f"not taken: needs about {gib:.0f} GiB, {free:.0f} are free"}
+    found = measure(method, backbone, batch=batch, tokens=tokens, steps=1, warmup=0)
+    return {"parameters": total, "trainable": found["trainable"], "share_percent": round(found["share"], 3),
+            "batch": batch, "step_s": round(found["step_ms"] / 1000, 3),
+            "peak_mib": found["peak_mib"] and round(found["peak_mib"])}  # fmt: skip
