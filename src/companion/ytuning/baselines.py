@@ -104,7 +104,8 @@ class Ladder(nn.Module):
 
     def __init__(self, width: int, states: int, labels: int, reduction: int = 8, heads: int = 4) -> None:
         super().__init__()
-        d = width // reduction
+        d = max(1, width // reduction)
+        heads = next(h for h in (heads, 2, 1) if d % h == 0)
         self.states = states
         self.down = nn.ModuleList(nn.Linear(width, d) for _ in range(states))
         self.gate = nn.Parameter(torch.zeros(states))

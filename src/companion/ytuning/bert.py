@@ -45,7 +45,7 @@ class Bert(nn.Module):
 
     def __init__(self, config: dict) -> None:
         super().__init__()
-        c = config
+        c = self.config = dict(config)
         d, eps, p = c["hidden_size"], c["layer_norm_eps"], c["hidden_dropout_prob"]
         self.p = p
         self.embeddings = nn.ModuleDict({

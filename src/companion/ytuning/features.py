@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from companion import datasets, records
 from companion.training import generator
-from companion.ytuning.frozen import FrozenEncoder
+from companion.ytuning.frozen import FrozenEncoder, check_texts
 
+SAVE_EVERY = 2000  # texts between marks from which a killed pass goes on
 FORMATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -133,18 +134,16 @@ def extract(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] |
         OSError: where the disk has too little space, before anything is computed.
         ValueError: for an empty text or an unknown number format.
     """
+    check_texts(texts, pairs)
     if apart:
         if pairs is None:
             raise ValueError("apart=True encodes the two texts of a pair separately; pass pairs")
-        encoder.tokenize(texts[:1], pairs[:1])
-        if len(pairs) != len(texts):
-            raise ValueError(f"{len(texts)} texts come with {len(pairs)} second texts; give one for each")
         keep = {"number": number, "folder": folder, "batch_tokens": batch_tokens, "quiet": quiet}
         first, second = extract(encoder, texts, **keep), extract(encoder, pairs, **keep)
         return Features(first.values, first.starts, first.segments, first.rows,
                         first.truncated + second.truncated, first.folder, second)  # fmt: skip
     given = list(zip(texts, pairs, strict=True)) if pairs is not None else list(texts)
-    inputs = sorted(set(given)) if given and all(map(_sortable, given)) else given
+    inputs = sorted(set(given))
     base = Path(folder) if folder else default_folder()
     name = records.fingerprint(encoder.key, _known(number), pairs is not None, inputs)
     entry = base / f"features-{name}"
@@ -159,10 +158,6 @@ def extract(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] |
         warnings.warn(f"{found.truncated} of {len(inputs)} texts were longer than {encoder.max_length} tokens and "
                       "were cut", stacklevel=2)  # fmt: skip
     return Features(found.values, found.starts, found.segments, rows, found.truncated, entry)
-
-
-def _sortable(x) -> bool:
-    return isinstance(x, str) or (isinstance(x, tuple) and all(isinstance(part, str) for part in x))
 
 
 def _compute(entry: Path, encoder: FrozenEncoder, texts: list[str], pairs: list[str] | None, number: str,
@@ -207,7 +202,7 @@ def _compute(entry: Path, encoder: FrozenEncoder, texts: list[str], pairs: list[
         done += len(part)
         since += len(part)
         bar.update(len(part))
-        if since >= 2000 or done >= len(texts):
+        if since >= SAVE_EVERY or done >= len(texts):
             _flush(values)
             records.write_json(done_file, int(done))
             since = 0

@@ -63,6 +63,18 @@ def _sha256(path: Path) -> str:
     return _SUMS[key]
 
 
+def check_texts(texts: Sequence[str], pairs: Sequence[str] | None = None) -> None:
+    """Raises ValueError for no texts, an empty text (with its number), or pairs that do not match."""
+    if not len(texts):
+        raise ValueError("there are no texts; give at least one")
+    if pairs is not None and len(pairs) != len(texts):
+        raise ValueError(f"{len(texts)} texts come with {len(pairs)} second texts; give one for each")
+    for what, given in (("text", texts), ("second text", pairs or ())):
+        for k, text in enumerate(given):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{what} {k} is {text!r}; each needs at least one visible character")
+
+
 class FrozenEncoder:
     """A pre-trained encoder whose parameters never change.
 
@@ -128,7 +140,8 @@ class FrozenEncoder:
     def config(self) -> dict[str, Any]:
         """config.json of the model."""
         if self._given:
-            return self._module.config.to_dict()
+            given = self._module.config
+            return given if isinstance(given, dict) else given.to_dict()
         return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
 
     @property
@@ -196,14 +209,7 @@ class FrozenEncoder:
 
         Raises ValueError for an empty text, or for pairs that do not match the texts.
         """
-        if not len(texts):
-            raise ValueError("there are no texts; give at least one")
-        if pairs is not None and len(pairs) != len(texts):
-            raise ValueError(f"{len(texts)} texts come with {len(pairs)} second texts; give one for each")
-        for what, given in (("text", texts), ("second text", pairs or ())):
-            for k, text in enumerate(given):
-                if not isinstance(text, str) or not text.strip():
-                    raise ValueError(f"{what} {k} is {text!r}; each needs at least one visible character")
+        check_texts(texts, pairs)
         given = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         found = self.backend.encode_batch(given)
         return Tokens(

@@ -1,0 +1,251 @@
+"""Baselines, the common protocol, the classifier on disk, and costs."""
+
+import pytest
+import torch
+
+from companion import tables
+from companion.ytuning import baselines, cost, data, methods, metrics, protocol
+from companion.ytuning.classifier import YTuningForSequenceClassification
+from companion.ytuning.features import extract
+from companion.ytuning.frozen import FrozenEncoder
+from companion.ytuning.model import YTuning
+
+SPLIT = data.Split(
+    ["the cat sat", "very sad dog", "the happy cat ran", "a sad cat"] * 4, [1, 0, 1, 0] * 4, ("no", "yes")
+)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_method_trains_what_it_says_and_nothing_else(make_encoder, tmp_path, method):
+    encoder = make_encoder(layers=methods.layers_for(method, 2))
+    read = methods.inputs(method, encoder, SPLIT, folder=tmp_path)
+    model = methods.make(
+        method, encoder, SPLIT.labels, {"width": 8, "heads": 2} if method != "ladder" else {}
+    )
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    scores = model(*read.source.batch(range(6)))
+    assert scores.shape == (6, 2)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    methods.loss(model, scores, read.target[:6]).backward()
+    optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert moved
+    assert not moved & frozen
+    inside = {name for name in moved if name.startswith("model.")}
+    if method == "bitfit":
+        assert inside
+        assert all(name.endswith("bias") for name in inside)
+    elif method == "lora":
+        assert inside
+        assert all("lora_" in name for name in inside)
+    elif method == "fine-tuning":
+        assert any("word_embeddings" in name for name in inside)
+    else:
+        assert not inside
+    # the frozen original never moves
+    assert all(not p.requires_grad for p in encoder.model.parameters())
+
+
+def test_a_fresh_lora_is_the_original_model(make_encoder):
+    encoder = make_encoder()
+    batch = encoder.pad(encoder.tokenize(SPLIT.texts), range(4))
+    torch.manual_seed(0)
+    plain = baselines.Tuned(encoder, 2, "fine-tuning").eval()
+    torch.manual_seed(0)
+    adapted = baselines.Tuned(encoder, 2, "lora").eval()
+    adapted.out.load_state_dict(plain.out.state_dict())
+    torch.testing.assert_close(adapted(*batch), plain(*batch))
+
+
+def test_probes_pool_what_their_names_say(make_encoder, tmp_path):
+    H, pad, segments = extract(make_encoder(), SPLIT.texts[:3], folder=tmp_path, quiet=True).batch(range(3))
+    cls, mean = (baselines.LinearProbe(16, 2, pool) for pool in ("cls", "mean"))
+    torch.testing.assert_close(cls(H, pad), cls.out(H[:, 0]))
+    torch.testing.assert_close(mean(H, pad)[0], mean.out(H[0, ~pad[0]].mean(0)))
+    pair = baselines.LinearProbe(16, 2, "mean", pairs=True)
+    both = extract(make_encoder(), SPLIT.texts[:2], SPLIT.texts[2:4], apart=True, folder=tmp_path, quiet=True)
+    H, pad, segments = both.batch([0])
+    u, v = H[0, segments[0] == 0].mean(0), H[0, segments[0] == 1].mean(0)
+    torch.testing.assert_close(pair(H, pad, segments)[0], pair.out(torch.cat([u, v, (u - v).abs(), u * v])))
+
+
+def _tune(make_encoder, folder, rates=(1e-2, 1e-3), epochs=3, seed=0):
+    encoder = make_encoder()
+    read = methods.inputs("y-tuning", encoder, SPLIT, folder=folder / "features")
+    return protocol.tune(lambda: methods.make("y-tuning", encoder, SPLIT.labels, {"width": 8, "heads": 2}), methods.loss,
+                         read, read, metrics.accuracy, protocol.Budget(rates, epochs, 4), seed, folder / "fit"), read  # fmt: skip
+
+
+def test_the_best_epoch_is_kept_and_found_again(make_encoder, tmp_path):
+    first, read = _tune(make_encoder, tmp_path)
+    best = max(score for _, score in first.curves["valid"])
+    assert first.valid == best == max(first.trials.values())
+    score = metrics.accuracy(protocol.predict(first.model, read.source).argmax(1), read.target)
+    assert score == pytest.approx(best)
+    again, _ = _tune(make_encoder, tmp_path)
+    assert again.seconds == pytest.approx(first.seconds, abs=1e-2)
+    torch.testing.assert_close(
+        protocol.predict(again.model, read.source), protocol.predict(first.model, read.source)
+    )
+
+
+def test_equal_seeds_give_equal_models(make_encoder, tmp_path):
+    one, read = _tune(make_encoder, tmp_path / "a")
+    two, _ = _tune(make_encoder, tmp_path / "b")
+    other, _ = _tune(make_encoder, tmp_path / "c", seed=1)
+    scores = [protocol.predict(x.model, read.source) for x in (one, two, other)]
+    assert torch.equal(scores[0], scores[1])
+    assert not torch.equal(scores[0], scores[2])
+
+
+def test_predictions_come_back_in_their_own_order(make_encoder, tmp_path):
+    found = extract(make_encoder(), SPLIT.texts, number="float32", folder=tmp_path, quiet=True)
+    model = baselines.LinearProbe(16, 2)
+    whole = protocol.predict(model, found, batch_size=3)
+    for k in range(len(found)):
+        torch.testing.assert_close(whole[k], model(*found.batch([k]))[0].detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_saved_head_gives_the_same_scores(make_encoder, tmp_path):
+    model = YTuningForSequenceClassification(make_encoder(), ("no", "yes"), width=8, heads=2)
+    names = [SPLIT.labels[k] for k in SPLIT.target]
+    model.fit(SPLIT.texts, names, epochs=2, folder=tmp_path / "f", quiet=True)
+    model.save_pretrained(tmp_path / "head")
+    stored = sum(p.stat().st_size for p in (tmp_path / "head").iterdir())
+    assert stored < 4 * sum(p.numel() for p in model.head.parameters()) + 4000
+    back = YTuningForSequenceClassification.from_pretrained(tmp_path / "head", make_encoder())
+    texts = ["the dog sat", "a very sad mat"]
+    torch.testing.assert_close(back.scores(texts, folder=tmp_path / "f", quiet=True),
+                               model.scores(texts, folder=tmp_path / "f", quiet=True))  # fmt: skip
+    with pytest.raises(ValueError, match="a head only fits its own frozen model"):
+        YTuningForSequenceClassification.from_pretrained(tmp_path / "head", make_encoder(seed=5))
+    with pytest.raises(ValueError, match=r"holds no ytuning.json"):
+        YTuningForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_a_label_is_added_without_the_model(make_encoder, tmp_path):
+    model = YTuningForSequenceClassification(make_encoder(), ("no", "yes"), width=8, heads=2)
+    model.scores(SPLIT.texts, folder=tmp_path, quiet=True)
+    calls = []
+    model.encoder._module.register_forward_hook(lambda *_: calls.append(1))
+    model.add_label("maybe")
+    assert model.scores(SPLIT.texts, folder=tmp_path, quiet=True).shape == (16, 3)
+    assert model.labels() == ("no", "yes", "maybe")
+    assert not calls
+
+
+def test_bad_labels_get_one_sentence(make_encoder, tmp_path):
+    model = YTuningForSequenceClassification(make_encoder(), ("no", "yes"), width=8, heads=2)
+    with pytest.raises(ValueError, match="example 1 has label 'yess'; did you mean yes"):
+        model.fit(["a", "b"], ["no", "yess"], folder=tmp_path)
+    with pytest.raises(ValueError, match="2 texts come with 1 labels"):
+        model.fit(["a", "b"], ["no"], folder=tmp_path)
+    with pytest.raises(ValueError, match="'no' twice"):
+        model.add_label("no")
+
+
+def test_the_page_of_bert_is_transformers_bert():
+    """Token by token equality on the real MiniLM weights, and on tiny models of the other families."""
+    import transformers
+
+    encoder = FrozenEncoder("minilm", max_length=32)
+    inputs = encoder.pad(encoder.tokenize(["A b c.", "Frozen features do not move, do they?"]), [0, 1])
+    theirs = transformers.AutoModel.from_pretrained(encoder.folder).eval()
+    with torch.no_grad():
+        want = theirs(input_ids=inputs[0], attention_mask=(~inputs[1]).long()).last_hidden_state
+    torch.testing.assert_close(encoder(*inputs)[~inputs[1]], want[~inputs[1]], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "deberta-v2", "bart"])
+def test_other_families_work_from_a_folder(tmp_path, kind):
+    import transformers as hf
+
+    from conftest import WORDS, tiny_tokenizer
+
+    size = {"vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "intermediate_size": 32, "max_position_embeddings": 40, "pad_token_id": 0}  # fmt: skip
+    torch.manual_seed(0)
+    if kind == "bart":
+        model = hf.BartModel(hf.BartConfig(vocab_size=len(WORDS), d_model=16, encoder_layers=2, decoder_layers=1, pad_token_id=0,
+                                           encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+                                           decoder_ffn_dim=32, max_position_embeddings=40))  # fmt: skip
+    elif kind == "roberta":
+        model = hf.RobertaModel(hf.RobertaConfig(**size, type_vocab_size=1))
+    else:
+        model = hf.DebertaV2Model(hf.DebertaV2Config(**size, relative_attention=True, pos_att_type=["p2c", "c2p"],
+                                                     position_biased_input=False, type_vocab_size=0))  # fmt: skip
+    model.save_pretrained(tmp_path / kind)
+    tiny_tokenizer().save(str(tmp_path / kind / "tokenizer.json"))
+    encoder = FrozenEncoder(str(tmp_path / kind), max_length=16, layers=(0, -1), device="cpu")
+    assert (encoder.width, encoder.depth) == (32, 2)
+    found = extract(
+        encoder, ["the cat sat", "a dog"], ["the mat", "on"], number="float32", folder=tmp_path, quiet=True
+    )
+    H, alone = found.batch([0, 1]).H, found.batch([1]).H
+    torch.testing.assert_close(H[1, : alone.size(1)], alone[0])  # padding in the batch changed nothing
+    source = protocol.TokenSource(encoder, encoder.tokenize(SPLIT.texts))
+    for method in baselines.TUNED:
+        assert baselines.Tuned(encoder, 2, method)(*source.batch([0, 1])).shape == (2, 2)
+
+
+def test_hidden_sizes_are_the_published_ones():
+    assert cost.count("deberta-v2-xxlarge") == pytest.approx(1.567e9, rel=0.01)
+    assert cost.count("roberta-large") == pytest.approx(354e6, rel=0.01)
+    assert cost.count("facebook/bart-large") == pytest.approx(203e6, rel=0.02)
+    # 22,713,216 with its pooler of 384 x 385
+    assert cost.count("minilm") == 22_713_216 - 384 * 385
+
+
+@pytest.mark.parametrize("method", cost.METHODS)
+def test_costs_are_measured_for_every_method(method):
+    found = cost.measure(method, "tiny", batch=2, tokens=8, steps=1, warmup=0, device="cpu")
+    assert found["step_ms"] > 0
+    assert found["share"] > 0
+    if method in ("y-tuning", "y-tuning-cached"):
+        d, f = 32, 64
+        assert found["trainable"] == 8 * d * d + 2 * d * f + 15 * d + f + 3 * d
+
+
+def test_the_feature_pass_pays_after_its_break_even():
+    assert cost.break_even(73.0, 13.3, 229.0) == pytest.approx(73 / 215.7)
+    with pytest.raises(ValueError, match="not cheaper"):
+        cost.break_even(1.0, 3.0, 2.0)
+    assert cost.cache_bytes(8551, 11, "minilm") == 8551 * 11 * 384 * 2
+
+
+def test_a_dry_run_takes_a_step_and_says_when_it_cannot(monkeypatch):
+    found = cost.dry_run({"method": "y-tuning", "backbone": "tiny", "batch": 2, "tokens": 8})
+    assert found["trainable"] > 0
+    assert found["step_s"] >= 0
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("m", (), {"available": 2**30})())
+    assert "needs about" in cost.dry_run({"method": "fine-tuning", "backbone": "roberta-large"})["step"]
+
+
+def test_every_run_of_every_table_can_be_made():
+    """Names in the TOML resolve: method, backbone, tasks, options."""
+    paper = tables.paper("ytuning")
+    for table in paper.tables.values():
+        for scale in table.scales:
+            for cell in table.cells(scale):
+                p = cell.parameters
+                if table.id == "size":
+                    assert cost.shape(p["backbone"])
+                    continue
+                if table.id == "efficiency":
+                    assert p["method"] in cost.METHODS
+                    assert cost.shape(p["backbone"])
+                    continue
+                assert methods.check(p["method"])
+                for task in p["tasks"].split():
+                    assert task in data.GLUE if p["source"] == "glue" else data.grammar(task, 3, 0)
+                protocol.Budget(tuple(map(float, p["rates"].split())), p["epochs"], p["batch_size"])
+
+
+def test_y_tuning_options_reach_the_model(make_encoder):
+    rows = {row.id: row.parameters for row in tables.table("ytuning", "ablation").rows}
+    made = {
+        k: methods.make("y-tuning", make_encoder(), ("a", "b"), {**p, "heads": 2}) for k, p in rows.items()
+    }
+    assert all(isinstance(m, YTuning) for m in made.values())
+    assert len({str(m.config) for m in made.values()}) == len(rows)
