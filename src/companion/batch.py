@@ -36,6 +36,7 @@ class Job:
     why: str
     gpus: int
     minutes: float
+    folder: str
 
 
 def plan(table: tables.Table, scale: str, *, rows: list[str], columns: list[str], seeds: int | None,
@@ -51,7 +52,10 @@ def plan(table: tables.Table, scale: str, *, rows: list[str], columns: list[str]
             f"{table.paper} {table.id}: scale {scale!r} does not exist; did you mean {known}?"
         )
     jobs, there = [], 0
-    for cell in table.cells(scale, rows, columns):
+    cells = table.cells(scale, rows, columns)
+    # column by column: neighbours in the plan, which run at the same time, then share no training
+    order = {c.run: k for k, c in reversed(list(enumerate(table.columns)))}
+    for cell in sorted(cells, key=lambda c: order[c.column]):
         for seed in range(at.seeds if seeds is None else seeds):
             path = records.record_path(
                 folder, scale, cell.paper, cell.table, cell.row, cell.column, seed
@@ -63,7 +67,8 @@ def plan(table: tables.Table, scale: str, *, rows: list[str], columns: list[str]
                     there += 1
                     continue
             jobs.append(Job(cell.paper, cell.table, cell.row, cell.column, scale, seed, str(path),
-                            str(path.with_suffix(".ipynb")), why, at.gpus, at.minutes))  # fmt: skip
+                            str(path.with_suffix(".ipynb")), why, at.gpus, at.minutes,
+                            str(Path(folder).resolve())))  # fmt: skip
     return jobs, there
 
 
@@ -217,7 +222,7 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("seed", type=int)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--gpus", type=int, default=0)
+    parser.add_argument("gpus", type=int, nargs="?", default=0)
     args = parser.parse_args()
     run(
         tables.cell(args.paper, args.table, args.row, args.column, args.scale),

@@ -29,7 +29,8 @@ SCHEMA = 1
 VERSIONED = ("torch", "torchaudio", "torchvision", "transformers", "accelerate", "numpy", "scipy",
              "scikit-learn", "sympy", "rdkit", "peft", "timm", "tokenizers")  # fmt: skip
 # Rooms that show or store results but do not compute them: editing them leaves records valid.
-SILENT = ("companion", "companion.records", "companion.tables", "companion.plotting", "companion.cli")
+SILENT = ("companion", "companion.records", "companion.tables", "companion.plotting", "companion.report", "companion.cli",
+          "companion.batch")  # fmt: skip
 
 
 # --- places ------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ def checkout() -> Path | None:
     """Root of the project's checkout, or None where only the package is installed (Colab)."""
     for base in (Path(__file__).resolve(), Path.cwd().resolve() / "_"):
         for folder in base.parents:
-            if (folder / "_toc.yml").is_file() and (folder / "src" / "companion").is_dir():
+            if (folder / "pyproject.toml").is_file() and (folder / "src" / "companion").is_dir():
                 return folder
     return None
 

@@ -445,11 +445,15 @@ def half_width(values: list[float]) -> float:
     return float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
 
 
-def results(table: Table, scale: str, found: list[dict[str, Any]]) -> list[list[Result]]:
+def results(
+    table: Table, scale: str, found: list[dict[str, Any]], metric: Metric | None = None
+) -> list[list[Result]]:
     """One list per row, one `Result` per column, from the `records.read` list `found`.
 
-    Records that no longer fit their cell are left out of the values and named in `stale`.
+    `metric` shows another number of the same runs than the columns' own. Records that no longer fit their cell
+    are left out of the values and named in `stale`.
     """
+    chosen = metric
     by_cell: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in found:
         run = record["run"]
@@ -459,7 +463,7 @@ def results(table: Table, scale: str, found: list[dict[str, Any]]) -> list[list[
     for row in table.rows:
         line = []
         for column in table.columns:
-            metric, reported = table.metric(column), table.reported.get((row.id, column.id))
+            metric, reported = chosen or table.metric(column), table.reported.get((row.id, column.id))
             values, why, paths = {}, None, []
             exists = not row.reference and scale in table.scales and scale in row.at and scale in column.at
             if exists:

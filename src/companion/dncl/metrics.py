@@ -27,6 +27,12 @@ def rounded(expression: sympy.Expr, digits: int = 3) -> sympy.Expr:
     return expression.xreplace({f: fix(f) for f in expression.atoms(sympy.Float)})
 
 
+def readable(expression: sympy.Expr, digits: int = 3) -> str:
+    """The formula as text with floats cut to `digits` decimals."""
+    return str(expression.xreplace({f: sympy.Float(round(float(f), digits), digits + 2)
+                                    for f in expression.atoms(sympy.Float)}))  # fmt: skip
+
+
 def symbolic_solution(found: sympy.Expr, truth: sympy.Expr) -> bool:
     """SRBench's symbolic solution: after rounding floats to 3 decimals, found - truth is a constant, or
     found / truth is a constant other than 0, and found is not constant itself."""
@@ -60,7 +66,7 @@ def judge(problem: Problem, candidates: list[Candidate]) -> dict[str, float | st
     score = r2(problem.test_y, predicted)
     right = score > 0.5 and symbolic_solution(best.formula, problem.truth)
     return {"recovery": float(right), "r2": score, "accurate": float(score > 0.99), "length": len(best.tokens),
-            "formula": str(rounded(best.formula))}  # fmt: skip
+            "formula": readable(best.formula)}  # fmt: skip
 
 
 def summary(judged: list[dict[str, float | str]]) -> dict[str, float]:

@@ -90,7 +90,7 @@ class Block(nn.Module):
 def point_features(points: Tensor, mask: Tensor) -> Tensor:
     """Continuous features of each point, `[B, n, D + 1]` -> `[B, n, F]`; F is `feature_width(D)`.
 
-    x, standardised y (clipped to +-6), signed log |y|, sines and cosines of x and of standardised y at
+    x, standardised y (clipped to +-6), signed log of 1 + the magnitude of y, sines and cosines of x and of standardised y at
     frequencies 1, 2, 4, and the data set's log mean magnitude and log standard deviation of y. No float bits:
     under noise their low digits mean nothing (specification, sections 2.3 and 7.4).
     """

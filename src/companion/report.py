@@ -1,0 +1,180 @@
+"""Tables, claims and run lists as HTML for notebooks and pages: reported beside reproduced, each with its record."""
+
+from __future__ import annotations
+
+import html
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from companion import records, tables
+
+
+class Html(str):
+    """Text that a notebook shows as HTML."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
+def _link(path: str, text: str, base: str) -> str:
+    """`text` linked to a committed record, or bare when the record is only on this machine."""
+    evidence = records.evidence_folder()
+    if evidence and (inside := os.path.relpath(path, evidence)) and not inside.startswith(".."):
+        return f'<a href="{base}{html.escape(Path(inside).as_posix())}">{text}</a>'
+    return text
+
+
+def _reported(result: tables.Result) -> str:
+    if result.reported is None:
+        return ""
+    text = tables.reported_text(result.reported, result.metric)
+    return f'<span class="reported" title="{html.escape(result.reported.origin)}">{html.escape(text)}</span>'
+
+
+def _ours(result: tables.Result, base: str) -> str:
+    text = html.escape(tables.text(result))
+    if result.values:
+        links = [p for p in result.paths if p]
+        text = _link(links[0], text, base) if links else text
+        if result.stale:
+            text += f' <span class="stale" title="{html.escape(result.stale)}">some seeds stale</span>'
+        return f'<span class="ours">{text}</span>'
+    title = f' title="{html.escape(result.stale)}"' if result.stale else ""
+    kind = result.status.replace(" ", "-")
+    return f'<span class="{kind}"{title}>{text}</span>'
+
+
+def _grid(
+    table: tables.Table, scale: str, metric: tables.Metric | None, found: dict[str, list], base: str
+) -> str:
+    """One rows × columns table; every cell holds what is reported and what each source of records says."""
+    grids = {name: tables.results(table, scale, recs, metric) for name, recs in found.items()}
+    first = next(iter(grids.values()))
+    arrow = {"higher": "↑", "lower": "↓", "none": ""}
+    heads = []
+    for c in table.columns:
+        m = first[0][[x.id for x in table.columns].index(c.id)].metric
+        name = f"<br><small>{html.escape(m.title)} {arrow[m.direction]}</small>" if c.metric else ""
+        heads.append(f'<th scope="col">{html.escape(c.title)}{name}</th>')
+    lines = []
+    for i, row in enumerate(table.rows):
+        cells = []
+        for j, _ in enumerate(table.columns):
+            one = first[i][j]
+            parts = [] if row.reference else [_ours(grids["committed"][i][j], base)]
+            if "this machine" in grids and grids["this machine"][i][j].values:
+                parts.append(
+                    f'<span class="mine">here {html.escape(tables.text(grids["this machine"][i][j]))}</span>'
+                )
+            # published values belong to the column's own metric only
+            if metric is None or one.row.reference or metric.id == table.metric(table.columns[j]).id:
+                parts.insert(0, _reported(one))
+            cells.append("<td>" + "<br>".join(p for p in parts if p) + "</td>")
+        note = f' title="{html.escape(row.note)}"' if row.note else ""
+        lines.append(f'<tr><th scope="row"{note}>{html.escape(row.title)}</th>{"".join(cells)}</tr>')
+    shown = metric or table.metrics[0]
+    unit = f", {shown.unit}" if shown.unit else ""
+    per_column = metric is None and any(c.metric for c in table.columns)
+    what = "" if per_column else f": {shown.title}{unit} {arrow[shown.direction]}"
+    caption = f"{table.title}{what} ({scale} scale)"
+    return (f'<div class="results"><table><caption>{html.escape(caption)}</caption><thead><tr><th scope="col"></th>'
+            f'{"".join(heads)}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>')  # fmt: skip
+
+
+def table(paper: str, table_id: str, base: str = "../../") -> Html:
+    """A table at every scale for which there are records (else the first scale, as "not run").
+
+    Args:
+        paper, table_id: which table.
+        base: where the records' folder lies, seen from the page.
+    """
+    t = tables.table(paper, table_id)
+    parts = []
+    origin = {"companion": "A table of ours; the paper has none like it.", "paper": "A table of the paper."}
+    parts.append(f"<p>{html.escape(origin.get(t.origin, t.origin.replace('paper:', 'In the paper:')))} "
+                 f"{html.escape(t.caption)}</p>")  # fmt: skip
+    committed = records.read(records.evidence_folder(), paper, table_id)
+    mine = records.read(records.runs_folder(), paper, table_id)
+    there = [s for s in t.scales if any(r["run"]["scale"] == s for r in committed + mine)]
+    for scale in there or list(t.scales)[:1]:
+        found: dict[str, list] = {"committed": committed}
+        if any(r["run"]["scale"] == scale for r in mine):
+            found["this machine"] = mine
+        parts.append(_grid(t, scale, None, found, base))
+        if not any(c.metric for c in t.columns) and len(t.metrics) > 1 and there:
+            more = "".join(_grid(t, scale, m, found, base) for m in t.metrics[1:])
+            parts.append(f"<details><summary>Other measures of the same runs</summary>{more}</details>")
+        own = [r for r in committed if r["run"]["scale"] == scale]
+        if own:
+            parts.append(_runs(own, base))
+    missing = [s for s in t.scales if s not in there]
+    if missing:
+        parts.append(f"<p>Not run at: {', '.join(missing)}. "
+                     f"<code>companion reproduce {paper} {table_id} --scale {missing[0]}</code></p>")  # fmt: skip
+    return Html("".join(parts))
+
+
+def _runs(found: list[dict[str, Any]], base: str) -> str:
+    """A folded list of runs with links: cell, seed, time, memory, machine, commit."""
+    lines = []
+    for r in found:
+        run, made = r["run"], r["provenance"]
+        device = made["gpu"]["name"] if made["gpu"] else made["processor"]
+        dirty = "+" if made["dirty"] else ""
+        name = f"{run['row']} × {run['column']}, seed {run['seed']}"
+        lines.append(
+            f"<tr><td>{_link(r['path'], html.escape(name), base)}</td>"
+            f"<td>{made['wall_s']:.0f} s</td><td>{made['peak_memory']['rss_mib'] or 0:.0f} MiB</td>"
+            f"<td>{html.escape(device)}</td><td>{(made['commit'] or 'unknown')[:8]}{dirty}</td></tr>"
+        )
+    return (f"<details><summary>{len(found)} run records</summary><div class='results'><table><thead><tr>"
+            "<th scope='col'>run</th><th scope='col'>time</th><th scope='col'>memory</th><th scope='col'>machine</th>"
+            f"<th scope='col'>commit</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div></details>")  # fmt: skip
+
+
+def _effect(finding: tables.Finding, claim: tables.Claim) -> str:
+    if math.isnan(finding.effect):
+        return "–"
+    sign = "" if claim.kind != "difference" else "+" if finding.effect >= 0 else "−"
+    half = f" ± {finding.half_width:.3g}" if not math.isnan(finding.half_width) else ""
+    return f"{sign}{abs(finding.effect) if sign else finding.effect:.3g}{half}"
+
+
+def _test(claim: tables.Claim) -> str:
+    if not claim.table:
+        return "no test"
+    other = {"difference": f" minus {claim.than}", "ratio": f" over {claim.than}", "value": ""}[claim.kind]
+    bound = f"≥ {claim.at_least:g}" if claim.at_least is not None else f"≤ {claim.at_most:g}"
+    where = f" at {', '.join(claim.columns)}" if claim.columns else ""
+    return f"{claim.table}: {claim.row}{other}{where}{', ' + claim.metric if claim.metric else ''} {bound}"
+
+
+def claims(papers: list[str] | None = None) -> Html:
+    """Every claim with its verdict at every scale that has records."""
+    lines = []
+    for name in papers or tables.available():
+        paper = tables.paper(name)
+        found = records.read(records.evidence_folder(), name)
+        for claim in paper.claims:
+            scales = [s for s in tables.SCALES if claim.table and s in paper.tables[claim.table].scales
+                      and any(r["run"]["scale"] == s and r["run"]["table"] == claim.table for r in found)]  # fmt: skip
+            for scale in scales or ["–"]:
+                finding = (
+                    tables.judge(claim, paper, scale, found) if scale != "–" else tables.Finding("not tested")
+                )
+                kind = finding.verdict.replace(" ", "-")
+                note = f"<br><small>{html.escape(claim.note)}</small>" if claim.note else ""
+                lines.append(
+                    f'<tr><th scope="row">{html.escape(paper.short)}</th><td>{html.escape(claim.text)}{note}'
+                    f"<br><small>{html.escape(claim.source)}; test: {html.escape(_test(claim))}</small></td>"
+                    f"<td>{scale}</td><td>{_effect(finding, claim)}"
+                    + (f"<br><small>{finding.seeds} seeds</small>" if finding.seeds else "")
+                    + f'</td><td><span class="verdict {kind}">{finding.verdict}</span></td></tr>'
+                )
+    return Html('<div class="results"><table><thead><tr><th scope="col">paper</th><th scope="col">claim and test</th>'
+                '<th scope="col">scale</th><th scope="col">effect</th><th scope="col">verdict</th></tr></thead>'
+                f"<tbody>{''.join(lines)}</tbody></table></div>")  # fmt: skip

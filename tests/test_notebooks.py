@@ -1,0 +1,84 @@
+"""Notebooks: pairs in step, outputs stored, one set-up cell, small defaults, figures that can be read aloud."""
+
+import ast
+
+import jupytext
+import nbformat
+import pytest
+from jupytext.compare import NotebookDifference, compare_notebooks
+
+from companion import records, tables
+
+ROOT = records.checkout()
+SOURCES = sorted((ROOT / "notebooks").glob("*/*.py"))
+NAMES = [str(p.relative_to(ROOT / "notebooks")) for p in SOURCES]
+
+
+def setup_cell(book):
+    return next(c.source for c in book.cells if c.cell_type == "code")
+
+
+def test_there_are_notebooks_and_all_are_paired():
+    assert SOURCES
+    assert {p.with_suffix(".ipynb") for p in SOURCES} == set((ROOT / "notebooks").glob("*/*.ipynb"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_the_pair_is_in_step(path):
+    text, book = jupytext.read(path), nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+    try:
+        compare_notebooks(
+            book, text, fmt="py:percent", allow_expected_differences=True, compare_outputs=False
+        )
+    except NotebookDifference as difference:
+        pytest.fail(
+            f"{path.name} and its .ipynb differ; run make notebooks NOTEBOOKS={path.relative_to(ROOT)}\n{difference}"
+        )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_outputs_are_those_of_a_whole_run(path):
+    book = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+    counts = [c.execution_count for c in book.cells if c.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1)), "executed from top to bottom in one go"
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            assert not any(o.output_type == "error" for o in cell.outputs)
+            if "NBVAL_CHECK_OUTPUT" in cell.source:
+                assert cell.outputs, f"a cell to be compared has no stored output: {cell.source[:80]}"
+            if any("image/png" in o.get("data", {}) for o in cell.outputs):
+                own = cell.metadata.get("mystnb", {})
+                assert own.get("image", {}).get("alt"), f"a figure without alt text: {cell.source[:80]}"
+                assert own.get("figure", {}).get("caption"), f"a figure without caption: {cell.source[:80]}"
+    assert any("NBVAL_CHECK_OUTPUT" in c.source for c in book.cells), (
+        "no cell is compared with its stored output"
+    )
+    text = path.with_suffix(".ipynb").read_text()
+    assert str(ROOT) not in text
+    assert "/home/" not in text
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_the_set_up_cell_is_the_same_everywhere(path):
+    assert setup_cell(jupytext.read(path)) == setup_cell(jupytext.read(ROOT / "notebooks/dncl/noise.py"))
+
+
+def notebooks_of_tables():
+    for name in tables.available():
+        for table in tables.paper(name).tables.values():
+            yield pytest.param(table, id=f"{name}-{table.id}")
+
+
+@pytest.mark.parametrize("table", notebooks_of_tables())
+def test_a_tables_notebook_has_the_parameters_and_small_defaults(table):
+    book = jupytext.read(ROOT / "notebooks" / f"{table.notebook}.py")
+    cells = [c for c in book.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(cells) == 1
+    values = {t.id: ast.literal_eval(n.value) for n in ast.parse(cells[0].source).body for t in n.targets}
+    assert set(values) == {"table", "row", "column", "scale", "seed", "record_dir"}
+    assert values["scale"] == "reduced"
+    assert values["record_dir"] == ""
+    paper = table.paper
+    default = tables.cell(paper, values["table"], values["row"], values["column"], values["scale"])
+    assert tables.table(paper, default.table).scales["reduced"].minutes <= 1.5
+    assert all("#" in line for line in cells[0].source.splitlines()), "each parameter says what it accepts"
