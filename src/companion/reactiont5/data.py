@@ -20,6 +20,7 @@ from companion import datasets
 from companion.reactiont5.chemistry import Report, Row, canonical, clean, components, merge, strip_maps
 
 NUMBER = re.compile(r":(\d+)\]")
+ARROW = re.compile(r"(?<!-)>")  # not the dative bond "->"
 # Last training row of every sheet of the Buchwald-Hartwig workbook: the order of rows is the split.
 TRAIN_ROWS = {f"FullCV_{k:02d}": 2767 for k in range(1, 11)} | {
     "Test1": 3057,
@@ -82,16 +83,27 @@ def split_roles(reactants: str, product: str) -> tuple[str, str]:
 def from_mapped(lines: Iterable[str], first_row: int = 1) -> tuple[list[Row], Report]:
     """Rows of atom-mapped reaction SMILES (`reactants>>product` or `reactants>agents>product`, more text ignored)."""
 
+    whole = []  # rows whose product carries no maps
+
     def rows() -> Iterator[dict[str, str]]:
-        for line in lines:
-            parts = (line.split() or [""])[0].split(">")
+        for number, line in enumerate(lines, first_row):
+            parts = ARROW.split((line.split() or [""])[0])
             if len(parts) != 3:
                 yield {"REACTANT": "", "PRODUCT": ""}
                 continue
-            own, other = split_roles(parts[0], parts[2])
+            if NUMBER.search(parts[2]):
+                own, other = split_roles(parts[0], parts[2])
+            else:
+                own, other = parts[0], ""
+                whole.append(number)
             yield {"REACTANT": own, "REAGENT": merge(other, parts[1]), "PRODUCT": parts[2]}
 
-    return clean(rows(), first_row=first_row)
+    kept, report = clean(rows(), first_row=first_row)
+    if whole:
+        report.note(
+            "product without atom maps: all molecules count as REACTANT", f"row {whole[0]}", len(whole)
+        )
+    return kept, report
 
 
 def read_uspto_mit(
@@ -109,7 +121,7 @@ def read_uspto_mit(
 def read_uspto_15k(
     part: str = "train", path: str | Path | None = None, most: int = 0
 ) -> tuple[list[Row], Report]:
-    """USPTO-15K (`train` 10,500, `valid` 1,500, `test` 3,000), roles from atom maps."""
+    """USPTO-15K (`train` 10,500, `valid` 1,500, `test` 3,000). Its products carry no maps: roles stay mixed."""
     if part not in ("train", "valid", "test"):
         raise ValueError(f"part is {part!r}; choose train, valid or test")
     with zipfile.ZipFile(_path(path, "uspto15k_rexgen_data.zip")) as archive:
@@ -164,7 +176,7 @@ def read_t5chem(task: str = "product", part: str = "test", path: str | Path | No
         return clean(
             {"REACTANT": s.split(">>")[0], "PRODUCT": t} for s, t in zip(source, target, strict=True)
         )
-    split = [s.split(">") for s in source]
+    split = [ARROW.split(s) for s in source]
     return clean(({"REACTANT": a, "REAGENT": b, "PRODUCT": c, "YIELD": y} for (a, b, c), y in
                   zip(split, target, strict=True)), share=False)  # fmt: skip
 

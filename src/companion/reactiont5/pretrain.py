@@ -1,7 +1,7 @@
 """The recorded pre-training behind the small committed weights: `python -m companion.reactiont5.pretrain FOLDER`.
 
 Stage 1 (CompoundT5): span corruption on the world's molecules. Stage 2 (ReactionT5): forward prediction on the
-seen reaction types, from stage 1. About half an hour on one core; nothing else in the project repeats it.
+seen reaction types, from stage 1; and, as another model, yields of the same reactions, from stage 1. About half an hour on one core; nothing else in the project repeats it.
 `record.json` beside the weights says what was done and what came out.
 """
 
@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from companion import records, training
 from companion.reactiont5 import train, world
 from companion.reactiont5.beam import beam_search
-from companion.reactiont5.metrics import accuracy
-from companion.reactiont5.model import T5, seq2seq_loss
+from companion.reactiont5.metrics import accuracy, yield_errors
+from companion.reactiont5.model import T5, ReactionYield, seq2seq_loss
 
 WEIGHTS = Path(__file__).parent / "weights"
-STAGES = ("compound", "reaction")
+STAGES = ("compound", "reaction", "yield")
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,11 @@ class Plan:
     compound_steps: int = 1500
     compound_batch: int = 24
     compound_lr: float = 3e-3
-    reaction_steps: int = 9000
+    reaction_steps: int = 7000
     reaction_batch: int = 32
     reaction_lr: float = 3e-3
+    yield_steps: int = 2500
+    yield_lr: float = 1e-3
     seed: int = 0
 
 
@@ -60,6 +62,7 @@ def run(folder: Path, plan: Plan = Plan()) -> dict:
         evaluate=lambda m: {"valid_loss": seq2seq_loss(m, check)},
     )  # fmt: skip
     store(model, folder / "compound.safetensors")
+    first_state = {k: w.clone() for k, w in model.state_dict().items()}
 
     def examine(m: T5) -> dict[str, float]:
         groups = answers(m, valid.ids, 1)
@@ -80,11 +83,24 @@ def run(folder: Path, plan: Plan = Plan()) -> dict:
             "invalid": found.invalid,
             "tests": found.targets,
         }
+    regressor = ReactionYield(train.small_config(plan.width, plan.layers))
+    load_backbone(regressor, first_state)
+    measured = train.yield_pairs(world.with_yields(known, plan.seed), tok)
+    unseen = train.yield_pairs(world.with_yields(held_back, plan.seed + 1), tok)
+
+    def judge(m: ReactionYield) -> dict[str, float]:
+        found = yield_errors([100 * y for y in unseen.yields], train.predicted_yields(m, unseen))
+        print(f"yield R2 {found['r2']:.3f}", flush=True)
+        return {"valid_r2": found["r2"], "valid_rmse": found["rmse"]}
+
+    third = train.fit_yield(regressor, measured, config(plan.yield_steps, plan.yield_lr), plan.reaction_batch, plan.seed,
+                            folder=folder / "stage-yield", title="yields", evaluate=judge)  # fmt: skip
+    store(regressor, folder / "yield.safetensors")
     record = {
         "plan": asdict(plan), "molecules": len(text), "reactions": len(known), "validation": len(held_back),
         "parameters": sum(p.numel() for p in model.parameters()), "per_type": per_type,
-        "curves": {"molecules": first.curves, "reactions": second.curves},
-        "seconds": {"molecules": first.seconds, "reactions": second.seconds},
+        "curves": {"molecules": first.curves, "reactions": second.curves, "yields": third.curves},
+        "seconds": {"molecules": first.seconds, "reactions": second.seconds, "yields": third.seconds},
         "provenance": {"code": records.loaded_code(), **records.commit(), "versions": records.versions(),
                        "processor": records.processor(), "threads": torch.get_num_threads(),
                        "data": records.fingerprint(text, [[r.reactant, r.reagent, r.product] for r in known])},
@@ -103,7 +119,12 @@ def answers(model: T5, ids: list[list[int]], beams: int, most: int = 52, batch: 
     return found
 
 
-def store(model: T5, path: Path) -> None:
+def load_backbone(regressor: ReactionYield, state: dict[str, torch.Tensor]) -> None:
+    """Copy a sequence model's weights into the regressor's T5; its output matrix has no place there."""
+    regressor.model.load_state_dict({k: w for k, w in state.items() if k != "lm_head.weight"})
+
+
+def store(model: torch.nn.Module, path: Path) -> None:
     """Weights in half precision."""
     save_file({name: w.half().contiguous() for name, w in model.state_dict().items()}, path)
 
@@ -118,14 +139,29 @@ def small_model(stage: str, seed: int = 0) -> T5:
 
     Raises ValueError for another stage.
     """
-    if stage not in (*STAGES, "scratch"):
-        raise ValueError(f"start {stage!r} does not exist; choose reaction, compound or scratch")
-    plan = json.loads((WEIGHTS / "record.json").read_text())["plan"]
-    training.seed_everything(seed, threads=1)
-    model = T5(train.small_config(plan["width"], plan["layers"]))
+    model = T5(_sizes(stage, ("reaction", "compound"), seed))
     if stage != "scratch":
         model.load_state_dict(_stored(stage))
     return model
+
+
+def small_yield_model(stage: str, seed: int = 0) -> ReactionYield:
+    """The reduced scale's yield regressor: `yield` (pre-trained on yields), `compound`, `reaction` (backbone of the
+    forward model) or `scratch`. Raises ValueError for another stage."""
+    model = ReactionYield(_sizes(stage, STAGES, seed))
+    if stage == "yield":
+        model.load_state_dict(_stored(stage))
+    elif stage != "scratch":
+        load_backbone(model, _stored(stage))
+    return model
+
+
+def _sizes(stage: str, known: tuple[str, ...], seed: int):
+    if stage not in (*known, "scratch"):
+        raise ValueError(f"start {stage!r} does not exist; choose {', '.join(known)} or scratch")
+    plan = json.loads((WEIGHTS / "record.json").read_text())["plan"]
+    training.seed_everything(seed, threads=1)
+    return train.small_config(plan["width"], plan["layers"])
 
 
 if __name__ == "__main__":

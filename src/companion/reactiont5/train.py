@@ -10,8 +10,8 @@ import torch
 
 from companion import training
 from companion.reactiont5 import world
-from companion.reactiont5.model import PAD, T5, T5Config, seq2seq_loss
-from companion.reactiont5.tokens import AtomTokenizer, Tokenizer, forward_text, span_corrupt
+from companion.reactiont5.model import PAD, T5, ReactionYield, T5Config, seq2seq_loss, yield_loss
+from companion.reactiont5.tokens import AtomTokenizer, Tokenizer, forward_text, span_corrupt, yield_text
 
 # Tokens of the small models: every symbol that the world's strings use, plus those that wrong answers may need.
 SYMBOLS = ["#", "(", ")", "-", ".", "1", "2", "3", "4", "5", "=", "B", "Br", "C", "Cl", "F", "I", "N", "O", "S", "c", "n", "o", "s", "[AlH4-]", "[BH4-]", "[Cu+2]", "[Cu]", "[Fe]", "[H]", "[K+]", "[Li+]", "[N+]", "[N-]", "[Na+]", "[O-]", "[OH-]", "[Pd]", "[nH]", "[n+]", "P", "/", "\\", "[C@@H]", "[C@H]", "+", "6"]  # fmt: skip
@@ -131,3 +131,49 @@ def fit_forward(model: T5, pairs: Pairs, config: training.FitConfig, batch_size:
     index = bucketed([len(i) + len(t) for i, t in zip(pairs.ids, pairs.targets, strict=True)],
                      min(batch_size, len(pairs)), seed)  # fmt: skip
     return training.fit(model, seq2seq_loss, lambda k: pairs.batch(index(k)), config, **options)
+
+
+# --- yields -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Yields:
+    """Tokenised reactions with their yields as shares."""
+
+    ids: list[list[int]]
+    yields: list[float]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Padded `ids` [B, L] and `yields` [B] of the examples `index`."""
+        rows = index.tolist()
+        return {
+            "ids": padded([self.ids[i] for i in rows]),
+            "yields": torch.tensor([self.yields[i] for i in rows]),
+        }
+
+
+def yield_pairs(reactions: Sequence[world.Reaction], tok: Tokenizer) -> Yields:
+    """Yield regression: all three roles in, the yield as a share out."""
+    return Yields([tok.encode(yield_text(r.reactant, r.reagent, r.product)) for r in reactions],
+                  [r.yield_percent / 100 for r in reactions])  # fmt: skip
+
+
+def fit_yield(
+    model: ReactionYield, data: Yields, config: training.FitConfig, batch_size: int, seed: int, **options
+):
+    """Train the regressor in place with mean squared error."""
+    index = bucketed([len(i) for i in data.ids], min(batch_size, len(data)), seed)
+    return training.fit(model, yield_loss, lambda k: data.batch(index(k)), config, **options)
+
+
+@torch.no_grad()
+def predicted_yields(model: ReactionYield, data: Yields, batch: int = 200) -> list[float]:
+    """Predicted yields in percent, clipped to 0 to 100."""
+    model.eval()
+    out: list[float] = []
+    for k in range(0, len(data), batch):
+        out += model(padded(data.ids[k : k + batch])).mul(100).clamp(0, 100).tolist()
+    return out
