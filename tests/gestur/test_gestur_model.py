@@ -62,7 +62,7 @@ def test_golden_trajectory(golden, optimizer):
             )
 
 
-def net(seed=0, dtype=torch.float32, dropout=0.0, **options):
+def net(seed=0, dtype=torch.float32):
     torch.manual_seed(seed)
     featurizer = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4)).to(dtype)
     return featurizer, nn.Linear(4, 3).to(dtype)
@@ -149,7 +149,7 @@ def test_gradients_that_reach_the_optimizer():
         gestur.objective(batches(7, torch.float64)), list(gestur.network.parameters())
     )
     by_name = dict(zip([n for n, _ in gestur.network.named_parameters()], plain, strict=True))
-    for (name, p), g in zip(gestur.network.named_parameters(), plain, strict=True):
+    for p, g in zip(gestur.network.parameters(), plain, strict=True):
         p.grad = g.clone()
     wanted = estimate(gestur.network.parameters(), pairs, gestur.config)
     gestur.before_step()

