@@ -1,0 +1,62 @@
+"""Cost: GESTUR keeps exactly one more copy of the network; the update holds no second copy of the weights."""
+
+import pytest
+import torch
+from companion import tables
+from companion.gestur import cost, nets
+from companion.gestur.model import Gestur, GesturConfig
+from torch import nn
+
+
+@pytest.mark.parametrize(("method", "copies"), [("erm", 0), ("gestur", 1), ("ema", 1)])
+def test_copies_of_the_network(method, copies):
+    p = {"backbone": "glyphs", "data": "glyphs", "size": 16, "batch": 2, "method": method}
+    found = cost.dry_run(p)
+    assert found["copies"] == copies
+    assert found["images per step"] == 6
+
+
+def test_the_update_makes_the_difference_piece_by_piece(monkeypatch):
+    """No list of tensors with more numbers than one piece (or one large tensor) is ever subtracted at once."""
+    from companion.gestur import model
+
+    layers = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(8)))
+    gestur = Gestur(layers, nn.Linear(64, 3), config=GesturConfig(lam=0.5, decay=0.5))
+    sizes = []
+    pieces = model._pieces
+    monkeypatch.setattr(model, "_pieces", lambda pairs: pieces(pairs, most=2 * 64 * 64))
+    multiply = torch._foreach_mul_
+    monkeypatch.setattr(
+        torch, "_foreach_mul_", lambda t, c: (sizes.append(sum(x.numel() for x in t)), multiply(t, c))
+    )
+    x, y = torch.randn(4, 64), torch.arange(4) % 3
+    for _ in range(2):
+        gestur.update([(x, y)])
+    assert sizes.count(2 * 64 * 64) == 2 * 4  # two updates of four pieces
+    assert max(sizes[:4]) == 2 * 64 * 64
+
+
+@pytest.mark.parametrize(("name", "width"), [("resnet50", 2048)])
+def test_full_size_backbones_have_their_width_and_taps(name, width):
+    with torch.device("meta"):
+        backbone = nets.full(name, pretrained=False)
+        out = backbone.module.eval()(torch.empty(1, 3, 224, 224))
+    assert out.shape == (1, width) == (1, backbone.width)
+    assert all(backbone.module.get_submodule(tap) is not None for tap in backbone.taps)
+    with pytest.raises(ValueError, match="backbone 'vgg' does not exist; choose resnet50"):
+        nets.full("vgg", pretrained=False)
+
+
+def test_every_cell_has_a_method_and_settings():
+    from companion.gestur import recipe
+
+    for table in tables.paper("gestur").tables.values():
+        for scale in table.scales:
+            for cell in table.cells(scale):
+                if "method" in cell.parameters:
+                    recipe.method_config(cell.parameters)
+    vlcs = recipe.method_config(tables.cell("gestur", "resnet50", "gestur", "vlcs", "full").parameters)
+    assert (vlcs.lam, vlcs.dropout, vlcs.weight_decay) == (0.05, 0.5, 1e-4)
+    assert recipe.changes("norm=none lam=0.5 halve=false") == {"norm": "none", "lam": 0.5, "halve": False}
+    with pytest.raises(ValueError, match="'ld' is no setting"):
+        recipe.changes("ld=0.01")
