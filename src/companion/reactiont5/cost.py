@@ -1,0 +1,62 @@
+"""What the full-size models cost on this machine, with random weights: no download is needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from companion import records, training
+from companion.reactiont5.beam import beam_search
+from companion.reactiont5.model import T5, ReactionYield, T5Config, seq2seq_loss, yield_loss
+
+# Tokens per input and target: the means measured on USPTO-MIT, USPTO-50k and the C-N set.
+LENGTHS = {"forward": (67, 37), "retrosynthesis": (40, 45), "yield": (201, 1)}
+
+
+def full_size(task: str) -> T5Config:
+    """T5 v1.1-base with the vocabulary of `task`."""
+    return T5Config(vocab=269 if task == "yield" else 268)
+
+
+def dry_run(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the cell's full-size model, take two optimiser steps (and generate, for sequences), report the second.
+
+    On a CPU the batch is cut to 2 and generation to 16 tokens (and said so): T5-base takes seconds per step there.
+    """
+    task = parameters.get("task", "yield")
+    if task not in LENGTHS:
+        raise ValueError(f"task is {task!r}; choose {', '.join(LENGTHS)}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = int(parameters["batch"]) if device.type == "cuda" else min(2, int(parameters["batch"]))
+    training.seed_everything(0)
+    model = (ReactionYield if task == "yield" else T5)(full_size(task)).to(device)
+    source, target = LENGTHS[task]
+    batch = {"ids": torch.randint(3, 200, (size, source), device=device),
+             "targets": torch.randint(3, 200, (size, target), device=device),
+             "yields": torch.rand(size, device=device)}  # fmt: skip
+    loss_of = yield_loss if task == "yield" else seq2seq_loss
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    model.train()
+    for _ in range(2):
+        began = time.perf_counter()
+        loss = loss_of(model, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+    trainable, total = training.trainable(model)
+    report = {"parameters": total, "trainable": trainable, "examples per step": size, "step seconds": round(seconds, 3),
+              "training tokens per second": round(size * (source + target) / seconds)}  # fmt: skip
+    if task != "yield":
+        model.eval()
+        most = target + 1 if device.type == "cuda" else 16
+        began = time.perf_counter()
+        beam_search(model, batch["ids"], beams=5, most=most)
+        seconds = time.perf_counter() - began
+        report |= {"answers per second, beam 5": round(size / seconds, 3), "tokens per answer": most - 1}
+    return report | {"loss": round(float(loss.detach()), 3), **records.peak_memory()}
