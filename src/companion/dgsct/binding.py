@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from companion import training
 from companion.dgsct.model import DualGuidedEncoder, Encoded, PromptConfig
-from companion.dgsct.towers import SmallTower
+from companion.dgsct.towers import SmallTower, Tower, Upper
 from companion.dgsct.world import MELS, SIDE, TIME, Scenes
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -43,7 +43,7 @@ class Arm:
 
 ARMS: Mapping[str, Arm] = {
     "late-fusion": Arm("frozen encoders, late fusion", units=False),
-    "fine-tuning": Arm("late fusion, encoders fine-tuned", units=False, freeze=False),
+    "fine-tuning": Arm("late fusion, upper layers fine-tuned", units=False, freeze=False),
     "unguided": Arm("the same units, guide = zeros", guide="none"),
     "shuffled": Arm("the same units, guide = another sample's", guide="shuffled"),
     "lavish": Arm("LAVISH-style: guided latent tokens, no attention", config=replace(UNIT, channel=False, spatial=False)),
@@ -59,34 +59,29 @@ ARMS: Mapping[str, Arm] = {
 
 def towers(pretrained: bool = True) -> tuple[SmallTower, SmallTower]:
     """The visual and the audio encoder: 64 tokens x 24, then 16 x 48; with the committed weights or random ones."""
-    visual = SmallTower((SIDE, SIDE), 3, 4)
-    audio = SmallTower((TIME, MELS), 1, 4)
+    pair = SmallTower((SIDE, SIDE), 3, 4), SmallTower((TIME, MELS), 1, 4)
     if pretrained:
-        state = load_file(WEIGHTS / "towers.safetensors")
-        for name, tower in (("visual", visual), ("audio", audio)):
-            tower.load_state_dict(
-                {k[len(name) + 1 :]: v.float() for k, v in state.items() if k.startswith(name)}
-            )
-    return visual, audio
+        for name, tower in zip(("visual", "audio"), pair, strict=True):
+            tower.load_state_dict(load_file(WEIGHTS / f"{name}.safetensors"))
+    return pair
 
 
-class Pretrainer(nn.Module):
-    """One tower with one linear head per uni-modal label, on mean features."""
+def upper(pair: tuple[SmallTower, SmallTower], start: int = 1) -> tuple[Upper, Upper]:
+    """The layers from `start` on of both towers: the ones that prompt each other."""
+    return Upper(pair[0], start), Upper(pair[1], start)
 
-    def __init__(self, tower: SmallTower, classes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.tower = tower
-        self.heads = nn.ModuleList(nn.Linear(tower.shapes[-1][1], n) for n in classes)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        pooled = self.tower(x).mean(1)
-        return [head(pooled) for head in self.heads]
+def features(data: Scenes, pair: tuple[Upper, Upper]) -> Scenes:
+    """`data` with images and sounds replaced by the frozen features below the prompted layers."""
+    parts = [torch.cat([tower.lower(x) for x in whole.split(500)]) for tower, whole in
+             zip(pair, (data.images, data.sounds), strict=True)]  # fmt: skip
+    return replace(data, images=parts[0], sounds=parts[1])
 
 
 class LateFusion(nn.Module):
     """The frozen towers as they are; pooled features by the mean or by a learned attention of each modality's own."""
 
-    def __init__(self, visual: SmallTower, audio: SmallTower, freeze: bool = True) -> None:
+    def __init__(self, visual: Tower, audio: Tower, freeze: bool = True) -> None:
         super().__init__()
         self.visual, self.audio, self.freeze = visual, audio, freeze
         self.score_visual, self.score_audio = (nn.Linear(t.shapes[-1][1], 1) for t in (visual, audio))
@@ -111,10 +106,9 @@ class LateFusion(nn.Module):
 class Binding(nn.Module):
     """Encoder (any arm) + pooling ("mean" or "map") + a fusion head that sees `[h_v, h_a, h_v ⊙ h_a]`."""
 
-    def __init__(self, arm: Arm, pooling: str, classes: int = 6, pretrained: bool = True,
-                 pair: tuple[SmallTower, SmallTower] | None = None) -> None:  # fmt: skip
+    def __init__(self, arm: Arm, pooling: str, pair: tuple[Tower, Tower], classes: int = 6) -> None:
         super().__init__()
-        visual, audio = pair or towers(pretrained)
+        visual, audio = pair
         self.arm, self.pooling = arm, pooling
         if arm.units:
             self.encoder = DualGuidedEncoder(visual, audio, arm.config, to_visual=arm.to_visual, to_audio=arm.to_audio,
@@ -145,9 +139,9 @@ def groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
     ]
 
 
-def fit(model: Binding, data: Scenes, seed: int, steps: int, lr: float = 2e-3, batch: int = 64,
+def fit(model: Binding, data: Scenes, seed: int, steps: int, lr: float = 3e-3, batch: int = 32,
         folder: Path | None = None) -> training.Fitted:  # fmt: skip
-    """Train the units and the head on `data` (Adam, cosine)."""
+    """Train the units and the head on `data` (features of `upper` towers, or raw); Adam, cosine, last step kept."""
     index = training.epochs(len(data), batch, seed)
     labels = data.label
 
