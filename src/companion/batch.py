@@ -92,7 +92,7 @@ def visible_gpus() -> int:
     return 0
 
 
-def execute(jobs: list[Job], *, workers: int, profile: str, folder: Path) -> list[Job]:
+def execute(jobs: list[Job], *, workers: int, profile: str) -> list[Job]:
     """Run `jobs`; show progress and the time left; return the jobs that left no record.
 
     Raises RuntimeError outside a checkout (notebooks and workflow are not part of the installed package).
@@ -107,6 +107,8 @@ def execute(jobs: list[Job], *, workers: int, profile: str, folder: Path) -> lis
     if not (profiles / profile).is_dir():
         known = tables.nearest(profile, sorted(p.name for p in profiles.iterdir()))
         raise tables.TableError(f"profile {profile!r} does not exist; did you mean {known}?")
+    # the scheduler's own files and checkpoints stay with this machine's runs, wherever the records go
+    folder = records.runs_folder()
     folder.mkdir(parents=True, exist_ok=True)
     records.write_json(folder / f".plan-{os.getpid()}.json", [asdict(job) for job in jobs])
     targets = [job.record for job in jobs]

@@ -57,7 +57,7 @@ def reproduce(args: argparse.Namespace) -> int:
           + (f", about {sum(j.minutes for j in jobs) / args.jobs:.0f} minutes" if jobs else ""), flush=True)  # fmt: skip
     if not jobs:
         return 0
-    failed = batch.execute(jobs, workers=args.jobs, profile=args.profile, folder=folder)
+    failed = batch.execute(jobs, workers=args.jobs, profile=args.profile)
     for job in failed:
         print(f"FAILED {job.paper} {job.table} {job.row} × {job.column} seed {job.seed}: {batch.reason(job)}\n"
               f"       executed notebook: {job.notebook}")  # fmt: skip
