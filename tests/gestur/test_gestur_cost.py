@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
+
 from companion import tables
 from companion.gestur import cost, nets
 from companion.gestur.model import Gestur, GesturConfig
-from torch import nn
 
 
 @pytest.mark.parametrize(("method", "copies"), [("erm", 0), ("gestur", 1), ("ema", 1)])

@@ -220,3 +220,21 @@ def test_pre_training_and_task_glyphs_differ_and_bad_styles_are_named():
         world.domains(world.WorldConfig(), "oil", 0)
     with pytest.raises(ValueError, match="strength is 2; it is a probability"):
         world.WorldConfig(strength=2)
+
+
+@pytest.mark.skipif(
+    "COMPANION_TEST_DATA" not in os.environ, reason="needs the public sets: COMPANION_TEST_DATA"
+)
+def test_public_sets_have_their_published_sizes(monkeypatch):
+    monkeypatch.setenv("COMPANION_DATA", os.environ["COMPANION_TEST_DATA"])
+    found = data.pacs_small(16)
+    assert {d.name: len(d) for d in found} == data.SETS["pacs"].domains
+    assert protocol.check_domains(found) == 7
+    ink, labels = data.mnist()
+    assert ink.shape == (10000, 1, 28, 28)
+    assert labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    ink, labels = data.omniglot(16)
+    assert ink.shape == (5840, 1, 16, 16)
+    assert labels.bincount().tolist() == [20] * 292
+    digits = world.domains(world.WorldConfig(images=800), "art", 0, data.mnist())
+    assert all(x.shape == (800, 3, 16, 16) for x, _ in digits.values())

@@ -259,7 +259,10 @@ def mnist() -> tuple[Tensor, Tensor]:
 
 
 def omniglot(size: int = 28) -> tuple[Tensor, Tensor]:
-    """Both small background sets of Omniglot: ink [5840, 1, size, size], one label per character [5840]."""
+    """Both small background sets of Omniglot: ink [5840, 1, size, size], labels [5840].
+
+    242 characters; the 50 that are in both sets have a label for each, so there are 292 labels of 20 drawings.
+    """
     from PIL import Image
 
     images, kinds = [], []
