@@ -220,14 +220,22 @@ def read_buchwald_hartwig(sheet: str = "Test1", path: str | Path | None = None) 
 
     REACTANT is aryl halide and p-toluidine, REAGENT palladium precatalyst, ligand, base and additive.
     """
-    import pandas as pd
+    import openpyxl
 
     if sheet not in TRAIN_ROWS:
         raise ValueError(f"sheet {sheet!r} is no split; choose {', '.join(TRAIN_ROWS)}")
-    frame = pd.read_excel(_path(path, "Dreher_and_Doyle_input_data.xlsx"), sheet_name=sheet)
-    factors = list(zip(frame["Ligand"], frame["Additive"], frame["Base"], frame["Aryl halide"], strict=True))
+    # read-only: only this sheet of sixteen is parsed
+    book = openpyxl.load_workbook(_path(path, "Dreher_and_Doyle_input_data.xlsx"), read_only=True)
+    head, *body = book[sheet].iter_rows(values_only=True)
+    book.close()
+    columns = ["Ligand", "Additive", "Base", "Aryl halide", "Output"]
+    if missing := [name for name in columns if name not in head]:
+        raise ValueError(f"sheet {sheet}: column {missing[0]!r} is missing; this is not the public workbook")
+    at = [head.index(name) for name in columns]
+    table = [tuple(row[k] for k in at) for row in body if row[at[0]] is not None]
+    factors = [row[:4] for row in table]
     rows = []
-    for (ligand, additive, base, halide), amount in zip(factors, frame["Output"], strict=True):
+    for (ligand, additive, base, halide), amount in zip(factors, (row[4] for row in table), strict=True):
         if not 0 <= amount <= 100:
             raise ValueError(f"sheet {sheet}: yield {amount} is outside 0 to 100")
         reagent = canonical(merge(PALLADACYCLE, ligand, base, additive))
