@@ -56,3 +56,8 @@ def make_encoder():
                                         "tokenizer": tiny_tokenizer(), "device": "cpu", **options})  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return tiny_tokenizer()

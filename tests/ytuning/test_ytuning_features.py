@@ -202,4 +202,6 @@ def test_noise_is_relative_to_the_features_and_the_same_for_all(make_encoder, tm
     torch.testing.assert_close(noisy.batch([0, 1, 2]).H, again)
     change = (again - H)[~pad].pow(2).mean().sqrt() / H[~pad].pow(2).mean().sqrt()
     assert change.item() == pytest.approx(0.5, rel=0.1)
+    alone = noisy.batch([1]).H  # a text's noise does not depend on its batch
+    torch.testing.assert_close(alone[0], again[1, : alone.size(1)])
     torch.testing.assert_close(Noisy(clean, 0.0, seed=3).batch([0, 1]).H, clean.batch([0, 1]).H)

@@ -158,16 +158,14 @@ def test_the_page_of_bert_is_transformers_bert():
 
 
 @pytest.mark.parametrize("kind", ["roberta", "deberta-v2", "bart"])
-def test_other_families_work_from_a_folder(tmp_path, kind):
+def test_other_families_work_from_a_folder(tmp_path, tokenizer, kind):
     import transformers as hf
 
-    from conftest import WORDS, tiny_tokenizer
-
-    size = {"vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    size = {"vocab_size": tokenizer.get_vocab_size(), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
             "intermediate_size": 32, "max_position_embeddings": 40, "pad_token_id": 0}  # fmt: skip
     torch.manual_seed(0)
     if kind == "bart":
-        model = hf.BartModel(hf.BartConfig(vocab_size=len(WORDS), d_model=16, encoder_layers=2, decoder_layers=1, pad_token_id=0,
+        model = hf.BartModel(hf.BartConfig(vocab_size=tokenizer.get_vocab_size(), d_model=16, encoder_layers=2, decoder_layers=1, pad_token_id=0,
                                            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
                                            decoder_ffn_dim=32, max_position_embeddings=40))  # fmt: skip
     elif kind == "roberta":
@@ -176,7 +174,7 @@ def test_other_families_work_from_a_folder(tmp_path, kind):
         model = hf.DebertaV2Model(hf.DebertaV2Config(**size, relative_attention=True, pos_att_type=["p2c", "c2p"],
                                                      position_biased_input=False, type_vocab_size=0))  # fmt: skip
     model.save_pretrained(tmp_path / kind)
-    tiny_tokenizer().save(str(tmp_path / kind / "tokenizer.json"))
+    tokenizer.save(str(tmp_path / kind / "tokenizer.json"))
     encoder = FrozenEncoder(str(tmp_path / kind), max_length=16, layers=(0, -1), device="cpu")
     assert (encoder.width, encoder.depth) == (32, 2)
     found = extract(

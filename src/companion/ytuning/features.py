@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -273,10 +274,15 @@ class Noisy:
     def lengths(self) -> torch.Tensor:
         return self.clean.lengths()
 
+    @cached_property
+    def scale(self) -> float:
+        """Root mean square of the clean features."""
+        return self.clean.values.float().pow(2).mean().sqrt().item()
+
     def batch(self, index: Sequence[int] | torch.Tensor) -> Batch:
         H, pad, segments = self.clean.batch(index)
-        scale = H[~pad].pow(2).mean().sqrt() if self.sigma else 0.0
         for row, k in enumerate(index):
-            noise = torch.randn(H.shape[1:], generator=generator("feature noise", self.seed, int(k)))
-            H[row] += self.sigma * scale * noise
-        return Batch(H.masked_fill(pad[..., None], 0.0), pad, segments)
+            own = int((~pad[row]).sum())
+            noise = torch.randn(own, H.size(-1), generator=generator("feature noise", self.seed, int(k)))
+            H[row, :own] += self.sigma * self.scale * noise
+        return Batch(H, pad, segments)
