@@ -207,7 +207,7 @@ for ax, lam in zip(axes, (0.0, 0.8), strict=True):
     ax.plot(*UNSEEN, "*", ms=12, color=plotting.PALETTE[2])
     ax.set(title=f"λ = {lam:g}", xlabel="task", xlim=(-0.6, 2.0), ylim=(-0.6, 2.6))
 axes[0].set(ylabel="shortcut")
-_ = axes[1].legend(fontsize=8, loc="lower right")
+_ = axes[1].legend(fontsize=8, loc="upper left")
 
 # %% [markdown]
 # ## 4. Images
