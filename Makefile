@@ -12,9 +12,8 @@ export PYTHONWARNINGS = ignore::DeprecationWarning
 
 reproduce: setup
 	@echo "[1/2] tables at the reduced scale"
-	@OMP_NUM_THREADS=1 $(BIN)/companion reproduce all --scale reduced --jobs $(JOBS)
-	@echo "[2/2] the book"
-	@$(MAKE) --no-print-directory book
+	@OMP_NUM_THREADS=1 $(BIN)/companion reproduce all --scale reduced --jobs $(JOBS); status=$$?; \
+		echo "[2/2] the book"; $(MAKE) --no-print-directory book && exit $$status
 	@echo "Done. Open _build/html/index.html; 'companion show PAPER TABLE' prints a table, 'companion list' names them."
 
 test: setup

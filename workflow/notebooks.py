@@ -32,6 +32,8 @@ def store(source: Path) -> None:
             continue
         cell.metadata.pop("execution", None)
         cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+        if "figure" in cell.metadata.get("mystnb", {}):  # a caption belongs to the picture alone
+            cell.outputs = [out for out in cell.outputs if out.output_type != "execute_result"]
     book.metadata["language_info"] = {"name": "python"}
     nbformat.validate(book)
     target = source.with_suffix(".ipynb")
