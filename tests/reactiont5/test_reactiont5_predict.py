@@ -1,0 +1,105 @@
+"""`predict` and its CSV command on the chapter's small model: places kept, duplicates merged, reasons given."""
+
+import csv
+
+import pytest
+import torch
+
+from companion.reactiont5 import predict as room
+from companion.reactiont5.__main__ import main
+from companion.reactiont5.chemistry import canonical
+from companion.reactiont5.hub import ReactionT5
+from companion.reactiont5.model import ReactionYield
+from companion.reactiont5.predict import predict, predict_csv, predict_yield
+from companion.reactiont5.train import small_config, tokenizer
+
+AMIDE = ("CC(=O)O.NCC", "CC(C)N=C=NC(C)C")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return room.load("small")
+
+
+def test_rows_keep_their_place_and_say_what_is_wrong(engine):
+    found = predict(engine, [AMIDE[0], "C1CC", "", "[CH3:1][OH:2]", "C" * 600], [AMIDE[1], "", "", None, ""])
+    assert [bool(f.problem) for f in found] == [False, True, True, False, True]
+    assert found[1].problem.startswith("REACTANT 'C1CC' cannot be read")
+    assert found[2].problem == "REACTANT is empty"
+    assert found[3].notes == ["2 atom maps removed from REACTANT"]
+    assert "tokens, the model takes 400" in found[4].problem
+    assert all(not f.candidates for f in found if f.problem)
+
+
+def test_answers_are_distinct_canonical_and_ranked(engine):
+    (found,) = predict(engine, [AMIDE[0]], [AMIDE[1]], beams=8, top=8)
+    assert found.candidates
+    smiles = [c.smiles for c in found.candidates]
+    assert smiles == [canonical(s) for s in smiles]
+    assert len(set(smiles)) == len(smiles)
+    assert [c.score for c in found.candidates] == sorted((c.score for c in found.candidates), reverse=True)
+    assert sum(c.beams for c in found.candidates) + found.invalid == 8
+
+
+def test_different_spellings_give_one_merged_answer(engine):
+    tok = engine.tokenizer
+    sequences = [tok.encode(s)[:-1] for s in ("OCC", "CCO", "C1CC", "C(C)O")]
+    answers, invalid = room._answers(engine, sequences, [-0.3, -0.1, -0.2, -0.4], 5)
+    assert answers == [room.Candidate("CCO", -0.1, 3)]
+    assert invalid == 1
+
+
+def test_batches_and_repeats_do_not_matter(engine):
+    reactants = [AMIDE[0], "OB(O)c1ccccc1.NC", AMIDE[0]]
+    together = predict(engine, reactants, batch_size=8)
+    alone = [predict(engine, [r], batch_size=1)[0] for r in reactants]
+    assert [f.best for f in together] == [f.best for f in alone]
+    assert together[0].candidates == together[2].candidates
+
+
+def test_unknown_symbols_are_said(engine):
+    (found,) = predict(engine, ["C[Si](C)(C)C"])
+    assert found.notes == ["1 symbols are not in the model's vocabulary"]
+
+
+def test_csv_in_csv_out(engine, tmp_path):
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text(
+        f"name,REACTANT,REAGENT,CATALYST\na,{AMIDE[0]},{AMIDE[1]},\nb,C1CC,,\nc,CCBr.NC,[Pd],[Pd]\n"
+    )
+    report = predict_csv(source, target, engine, top=2)
+    assert report.splitlines()[0] == "3 rows, 2 predicted, 1 not"
+    assert "row 3: REACTANT 'C1CC'" in report
+    with open(target, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["name"] for r in rows] == ["a", "b", "c"]
+    assert rows[1]["problem"]
+    assert rows[1]["0th"] == ""
+    assert canonical(rows[0]["0th"])
+    assert float(rows[0]["0th score"]) < 0
+    assert room._conditions({"REAGENT": "[Pd].O", "CATALYST": "[Pd]", "SOLVENT": "CO"}, True) == "[Pd].O.CO"
+    assert room._conditions({"REAGENT": "O", "CATALYST": "[Pd]", "SOLVENT": "CO"}, False) == "[Pd].O"
+
+
+def test_command_ends_with_one_sentence(tmp_path, capsys):
+    (tmp_path / "in.csv").write_text("A\n1\n")
+    assert main(["predict", str(tmp_path / "in.csv"), str(tmp_path / "out.csv")]) == 2
+    assert "column REACTANT is missing" in capsys.readouterr().err
+
+
+def test_yields_are_percent_and_clipped():
+    torch.manual_seed(0)
+    model = ReactionYield(small_config()).eval()
+    with torch.no_grad():
+        model.fc5.bias.fill_(1.7)
+    found = predict_yield(ReactionT5(model, tokenizer(), "yield"), [AMIDE[0]], [AMIDE[1]], ["CCNC(C)=O"])
+    assert found[0].yield_percent == 100
+
+
+def test_wrong_use_is_refused(engine):
+    with pytest.raises(ValueError, match="2 reactants and 1 reagents"):
+        predict(engine, ["C", "C"], [""])
+    with pytest.raises(ValueError, match="top is 6"):
+        predict(engine, ["C"], top=6)
+    with pytest.raises(ValueError, match="needs a yield model"):
+        predict_yield(engine, ["C"], [""], ["C"])
