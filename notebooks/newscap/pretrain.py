@@ -17,8 +17,8 @@
 #
 # The paper starts from a pre-trained BART. Its stand-in at the reduced scale is a BART of 0.3 million parameters that
 # learned to restore corrupted pages of the news world: words, sentence forms, and above all *copying names from the
-# input*. This notebook is run once; its weights are committed with the package, and every other run of the news world
-# starts from them. It also trains the network that reads situations off the images.
+# input*. At the scale "real" this notebook was run once; its weights are committed with the package, and every other run of
+# the news world starts from them. What you see here is the reduced run: the first steps only. It also trains the network that reads situations off the images.
 #
 # The run writes its weights beside its record. To replace the committed ones, copy them into
 # `src/companion/newscap/weights/`.
@@ -47,7 +47,7 @@ if importlib.util.find_spec("companion") is None:
 table = "pretrain"  # the table of papers/newscap.toml
 row = "bart"  # bart
 column = "loss"  # loss or situation; one run gives both
-scale = "real"  # real (ten minutes on one core); there is no reduced pre-training
+scale = "reduced"  # reduced (a first minute, thrown away) or real (five minutes on one core; its weights are committed)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 

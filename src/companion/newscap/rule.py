@@ -347,13 +347,13 @@ def carry(roles: Mapping[str, tuple[Entity, ...]], order: Sequence[str]) -> dict
     return found
 
 
-def fill_roles(verb: str, entities: Sequence[Entity], score: Callable[[str, Entity], float], *,
+def fill_roles(verb: str, entities: Sequence[Entity], fit: Callable[[str, Entity], float], *,
                frames: Frames | None = None, threshold: float | None = None, most: int = 2, tie: float = 0.02,
                events: bool = False, **seen: Any) -> Rule:  # fmt: skip
-    """Put entities into the roles of `verb`: the type must fit, then the score decides (one entity, one role).
+    """Put entities into the roles of `verb`: the type must suit, then `fit(role, entity)` decides (one entity, one role).
 
     Roles are served in frame order; a person-like role takes PER before ORG. One agent-like role, the first,
-    may take up to `most` entities whose scores differ by less than `tie`. Entities below `threshold` are not
+    may take up to `most` entities whose fits differ by less than `tie`. Entities below `threshold` are not
     used; roles that nobody fills are left out. `seen` (score, nouns, boxes) goes to the rule.
 
     This procedure is ours: the paper's is in no text that could be read.
@@ -367,7 +367,7 @@ def fill_roles(verb: str, entities: Sequence[Entity], score: Callable[[str, Enti
     for role in order:
         for kind in allowed_types(role, events):
             ranked = sorted(
-                ((score(role, e), -k, e) for k, e in enumerate(left) if e.type == kind), reverse=True
+                ((fit(role, e), -k, e) for k, e in enumerate(left) if e.type == kind), reverse=True
             )
             ranked = [x for x in ranked if threshold is None or x[0] >= threshold]
             if not ranked:
