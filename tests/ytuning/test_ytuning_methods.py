@@ -135,6 +135,18 @@ def test_a_label_is_added_without_the_model(make_encoder, tmp_path):
     assert not calls
 
 
+def test_every_learning_rate_starts_from_the_same_head(make_encoder, tmp_path):
+    trials = []
+    for rates in ((3e-2, 1e-12), (1e-12,)):
+        torch.manual_seed(0)
+        model = YTuningForSequenceClassification(make_encoder(), ("no", "yes"), width=8, heads=2)
+        out = model.fit(SPLIT.texts, [SPLIT.labels[k] for k in SPLIT.target], epochs=20, rates=rates, hold_out=0.5,
+                        folder=tmp_path, quiet=True)  # fmt: skip
+        trials.append(out.trials)
+    assert trials[0]["1e-12"] == trials[1]["1e-12"]
+    assert trials[0]["0.03"] > trials[0]["1e-12"]  # the rate does matter here
+
+
 def test_bad_labels_get_one_sentence(make_encoder, tmp_path):
     model = YTuningForSequenceClassification(make_encoder(), ("no", "yes"), width=8, heads=2)
     with pytest.raises(ValueError, match="example 1 has label 'yess'; did you mean yes"):
@@ -247,3 +259,31 @@ def test_y_tuning_options_reach_the_model(make_encoder):
     }
     assert all(isinstance(m, YTuning) for m in made.values())
     assert len({str(m.config) for m in made.values()}) == len(rows)
+
+
+def test_the_package_is_light_until_it_is_used():
+    import subprocess
+    import sys
+
+    code = "import sys, companion.ytuning as y; assert 'torch' not in sys.modules; print(y.YTuning.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "YTuning"
+    import companion.ytuning
+
+    with pytest.raises(AttributeError, match="no attribute 'Tuning'"):
+        _ = companion.ytuning.Tuning
+
+
+def test_a_model_that_cannot_be_had_gets_one_sentence(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    from companion.datasets import DataMissing
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(DataMissing, match="neither 'minilm', nor a folder, nor fetched from the hub"):
+        FrozenEncoder("owner/model")
+    with pytest.raises(ValueError, match=r"holds no config.json"):
+        FrozenEncoder(str(tmp_path))

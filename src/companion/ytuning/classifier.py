@@ -5,6 +5,7 @@ Only the head is stored, with a pointer to the frozen model (its name and the ha
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -104,8 +105,10 @@ class YTuningForSequenceClassification(nn.Module):
                 f"{len(order)} example cannot be split into training and held-out part; give more"
             )
         train, valid = (protocol.Labelled(found.select(i), target[i]) for i in (order[cut:], order[:cut]))
-        out = protocol.tune(lambda: _OneTask(self.head, task), lambda m, s, y: self.head.loss(s, y), train, valid,
-                            metrics.accuracy, protocol.Budget(tuple(rates), epochs, batch_size), seed)  # fmt: skip
+        # every learning rate starts from the head as it is now
+        out = protocol.tune(lambda: _OneTask(copy.deepcopy(self.head), task), lambda m, s, y: m.head.loss(s, y), train,
+                            valid, metrics.accuracy, protocol.Budget(tuple(rates), epochs, batch_size), seed)  # fmt: skip
+        self.head.load_state_dict(out.model.head.state_dict())
         self.eval()
         return out
 
