@@ -60,12 +60,18 @@ def _grid(
         m = first[0][[x.id for x in table.columns].index(c.id)].metric
         name = f"<br><small>{html.escape(m.title)} {arrow[m.direction]}</small>" if c.metric else ""
         heads.append(f'<th scope="col">{html.escape(c.title)}{name}</th>')
-    lines = []
+    lines, hidden = [], []
     for i, row in enumerate(table.rows):
+        line = first[i]
+        known = any(r.reported is not None and r.reported.value is not None for r in line)
+        if not known and all(r.status == "not at this scale" for r in line):
+            hidden.append(row.title)
+            continue
         cells = []
         for j, _ in enumerate(table.columns):
             one = first[i][j]
-            parts = [] if row.reference else [_ours(grids["committed"][i][j], base)]
+            silent = row.reference or (one.status == "not at this scale" and one.reported is not None)
+            parts = [] if silent else [_ours(grids["committed"][i][j], base)]
             if "this machine" in grids and grids["this machine"][i][j].values:
                 parts.append(
                     f'<span class="mine">here {html.escape(tables.text(grids["this machine"][i][j]))}</span>'
@@ -73,16 +79,23 @@ def _grid(
             # published values belong to the column's own metric only
             if metric is None or one.row.reference or metric.id == table.metric(table.columns[j]).id:
                 parts.insert(0, _reported(one))
-            cells.append("<td>" + "<br>".join(p for p in parts if p) + "</td>")
+            # nothing known and nothing run: one line instead of two
+            empty = one.reported is not None and one.reported.value is None and one.status == "not run"
+            cells.append("<td>" + (" · " if empty else "<br>").join(p for p in parts if p) + "</td>")
         note = f' title="{html.escape(row.note)}"' if row.note else ""
         lines.append(f'<tr><th scope="row"{note}>{html.escape(row.title)}</th>{"".join(cells)}</tr>')
+    left = (
+        f"<p><small>Not at this scale, nothing known: {html.escape(', '.join(hidden))}.</small></p>"
+        if hidden
+        else ""
+    )
     shown = metric or table.metrics[0]
     unit = f", {shown.unit}" if shown.unit else ""
     per_column = metric is None and any(c.metric for c in table.columns)
     what = "" if per_column else f": {shown.title}{unit} {arrow[shown.direction]}"
     caption = f"{table.title}{what} ({scale} scale)"
     return (f'<div class="results"><table><caption>{html.escape(caption)}</caption><thead><tr><th scope="col"></th>'
-            f'{"".join(heads)}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>')  # fmt: skip
+            f'{"".join(heads)}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>{left}')  # fmt: skip
 
 
 def table(paper: str, table_id: str, base: str = "../../") -> Html:
@@ -100,7 +113,8 @@ def table(paper: str, table_id: str, base: str = "../../") -> Html:
     committed = records.read(records.evidence_folder(), paper, table_id)
     mine = records.read(records.runs_folder(), paper, table_id)
     there = [s for s in t.scales if any(r["run"]["scale"] == s for r in committed + mine)]
-    for scale in there or list(t.scales)[:1]:
+    usual = "full" if t.origin != "companion" and "full" in t.scales else next(iter(t.scales))
+    for scale in there or [usual]:
         found: dict[str, list] = {"committed": committed}
         if any(r["run"]["scale"] == scale for r in mine):
             found["this machine"] = mine
