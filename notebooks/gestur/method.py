@@ -296,11 +296,10 @@ for line in tables.results(table, "reduced", found):
 # %% [markdown]
 # ## 6. What is forgotten, and the way between the models
 #
-# The pre-training head still exists. On the fine-tuned featurizers it tells how much of the old task is left; and on
-# the straight line from the pre-trained featurizer to the fine-tuned one (under the fine-tuned head) one sees where the
-# unseen accuracy turns.
+# The pre-training head still exists. On the fine-tuned featurizers it tells how much of the old task is left; and the
+# straight line from the pre-trained featurizer to the fine-tuned one (under the fine-tuned head) shows what the way costs.
 
-# %% mystnb={"figure": {"caption": "From the pre-trained featurizer (0) to ERM's (1), under ERM's head: source and unseen accuracy. Between the ends lies a better compromise than either, which is what averaging methods live on.", "name": "fig-gestur-line"}, "image": {"alt": "Accuracy on sources and on the unseen style along the line between pre-trained and fine-tuned weights"}}
+# %% mystnb={"figure": {"caption": "From the pre-trained featurizer (0) to ERM's (1), under ERM's head: every step of the way buys source accuracy with unseen accuracy. An average of weights stops somewhere on such a way; where to stop cannot be read off the sources.", "name": "fig-gestur-line"}, "image": {"alt": "Accuracy on sources and on the unseen style along the line between pre-trained and fine-tuned weights"}}
 _, old_head = pretrain.load()
 print(f"old task: {pretrain.old_accuracy(net.module, old_head, 16):.0f} % before")
 for name in ("ERM", "λ = 0.3"):
