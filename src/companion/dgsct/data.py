@@ -193,9 +193,8 @@ class Vocabulary:
     """Words of training questions -> numbers, `<pad>` first."""
 
     def __init__(self, questions: Iterable[Question]) -> None:
-        self.words = ["<pad>"]
-        for question in questions:
-            self.words += [w for w in question.text.split() if w not in self.words]
+        found = (word for question in questions for word in question.text.split())
+        self.words = list(dict.fromkeys(["<pad>", *found]))
         self._at = {w: k for k, w in enumerate(self.words)}
 
     def encode(self, text: str, length: int = 14) -> np.ndarray:

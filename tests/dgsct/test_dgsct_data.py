@@ -1,0 +1,195 @@
+"""Annotation readers on tiny files in the public formats, real mp4 files, the front end, and the procedural world."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from companion.dgsct import data, world
+from companion.dgsct.audio import LogMel, read_clip, repeat_to
+
+REAL = Path(os.environ.get("COMPANION_DATA", "/nowhere")) / "av" / "annotations"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="COMPANION_DATA has no av/annotations")
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_ave_reader(tmp_path):
+    file = write(
+        tmp_path / "Annotations.txt",
+        "Category&VideoID&Quality&StartTime&EndTime\nBark&x1&good&2&5\nBus&y&good&0&10\n",
+    )
+    first, second = data.read_ave(file)
+    assert first.segments().tolist() == [28, 28, 2, 2, 2, 28, 28, 28, 28, 28]
+    assert second.label == data.AVE_CLASSES.index("Bus")
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("Bark&x&good&2&12", "line 1: event from 2 to 12 s lies outside"), ("Dragon&x&good&2&5", "class 'Dragon'"),
+    ("Bark&x&good&2", "is not Category&VideoID"), ("Bark&x&good&5&5", "event from 5 to 5"),
+])  # fmt: skip
+def test_ave_reader_says_what_is_wrong(tmp_path, line, message):
+    with pytest.raises(ValueError, match=message):
+        data.read_ave(write(tmp_path / "Annotations.txt", line))
+
+
+def test_few_shot_takes_the_first_and_misses_none():
+    events = [data.Event(f"v{k}", k % 28, "good", 0, 10) for k in range(84)]
+    chosen = data.few_shot_ave(events, 2)
+    assert [e.video for e in chosen] == [f"v{k}" for k in range(56)]
+    with pytest.raises(ValueError, match="'Mandolin' has fewer than 1"):
+        data.few_shot_ave(events[:27], 1)
+
+
+def test_llp_readers(tmp_path):
+    weak = write(tmp_path / "w.csv", "filename\tevent_labels\na\tSpeech,Dog\n")
+    assert np.flatnonzero(data.read_llp_weak(weak)["a"]).tolist() == [0, 3]
+    dense = write(tmp_path / "d.csv", "filename\tonset\toffset\tevent_labels\na\t0\t2\tDog\na\t8\t10\tDog\n")
+    assert data.read_llp_dense(dense)["a"][3].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 1, 1]
+    with pytest.raises(ValueError, match="expected filename, event_labels by tabs"):
+        data.read_llp_weak(write(tmp_path / "x.csv", "filename,event_labels\na,Dog\n"))
+    with pytest.raises(ValueError, match="outside"):
+        data.read_llp_dense(
+            write(tmp_path / "y.csv", "filename\tonset\toffset\tevent_labels\na\t0\t11\tDog\n")
+        )
+
+
+def test_avqa_reader_fills_templates(tmp_path):
+    row = {"video_id": "1", "question_id": 2, "type": '["Audio", "Comparative"]', "anser": "yes",
+           "question_content": "Is the <Object> louder than the <Object>?", "templ_values": '["guzheng", "piano"]'}  # fmt: skip
+    (q,) = data.read_avqa(write(tmp_path / "q.json", json.dumps([row])))
+    assert q.text == "Is the guzheng louder than the piano"
+    assert q.kind == ("Audio", "Comparative")
+    vocabulary = data.Vocabulary([q])
+    assert vocabulary.encode(q.text).tolist()[:8] == [1, 2, 3, 4, 5, 2, 6, 0]
+    with pytest.raises(ValueError, match="'cello'"):
+        vocabulary.encode("Is the cello")
+    with pytest.raises(ValueError, match="more slots than values"):
+        data.read_avqa(write(tmp_path / "r.json", json.dumps([row | {"templ_values": '["piano"]'}])))
+
+
+def test_avs_reader(tmp_path):
+    s4 = write(tmp_path / "s4_meta_data.csv", "name,category,split\nv1,dog,train\nv2,cat,test\n")
+    first, second = data.read_avs(s4, tmp_path, "s4")
+    assert (len(first.masks), len(second.masks), len(first.frames)) == (1, 5, 5)
+    with pytest.raises(ValueError, match="split 'dev'"):
+        data.read_avs(write(tmp_path / "bad.csv", "name,category,split\nv,dog,dev\n"), tmp_path, "s4")
+    with pytest.raises(ValueError, match="column 'video_id' is missing"):
+        data.read_avs(s4, tmp_path, "ms3")
+
+
+@needs_real
+def test_public_annotation_files():
+    """Counts measured in the published files, and the two ceilings that follow from them."""
+    root = REAL / "AVE"
+    events = data.read_ave(root / "Annotations.txt")
+    sizes = [
+        len(data.read_ave_split(root / "Annotations.txt", root / f"{s}_order.h5"))
+        for s in ("train", "val", "test")
+    ]
+    assert (len(events), sizes) == (4143, [3339, 402, 402])
+    test = data.read_ave_split(root / "Annotations.txt", root / "test_order.h5")
+    assert np.mean([e.stop - e.start for e in test]) == pytest.approx(8.22, abs=0.01)
+    weak = {s: data.read_llp_weak(REAL / "LLP" / f"AVVP_{s}.csv") for s in ("train", "val_pd", "test_pd")}
+    assert [len(x) for x in weak.values()] == [10_000, 649, 1200]
+    labels = data.llp_single_label(np.stack(list(weak["test_pd"].values())))
+    assert (labels == 0).sum() == 625  # the constant answer "Speech" scores 52.1 %
+    single = [x for x in weak["train"].values() if x.sum() == 1]
+    assert not any(x[0] for x in single)  # and no few-shot model ever sees that class
+    assert len(data.read_llp_dense(REAL / "LLP" / "AVVP_eval_audio.csv")) > 1700
+    assert len(data.read_avqa(REAL / "MUSIC-AVQA" / "avqa-val.json")) == 4595
+    assert len(data.read_avqa(REAL / "MUSIC-AVQA" / "avqa-test.json.gz")) == 9185
+
+
+def test_log_mel_has_the_published_shape_and_scale():
+    wave = torch.sin(2 * torch.pi * 1000 * torch.arange(32_000) / 32_000)[None]
+    long = repeat_to(wave, 320_000)
+    assert torch.equal(long[:, 32_000:64_000], wave)
+    mel = LogMel()(long)
+    assert mel.shape == (1, 1, 1001, 64)
+    assert LogMel()(torch.zeros(1, 3200)).max() == pytest.approx(-100)  # floor 1e-10 -> -100 dB
+    # ten times the amplitude is twenty decibels more
+    band = mel.mean((0, 1, 2)).argmax()
+    assert torch.allclose(LogMel()(10 * long)[..., band], mel[..., band] + 20, atol=1e-3)
+    with pytest.raises(ValueError, match="0 samples"):
+        repeat_to(torch.zeros(1, 0), 10)
+
+
+def video(path, seconds=3.0, sound=3.0, rate=32_000):
+    import av
+
+    with av.open(str(path), "w") as file:
+        picture = file.add_stream("mpeg4", rate=4)
+        picture.width = picture.height = 32
+        track = file.add_stream("aac", rate=rate) if sound else None
+        for k in range(int(seconds * 4)):
+            frame = av.VideoFrame.from_ndarray(
+                np.full((32, 32, 3), 20 * (k // 4) + 20, np.uint8), format="rgb24"
+            )
+            file.mux(picture.encode(frame))
+        file.mux(picture.encode())
+        if track is not None:
+            wave = np.sin(2 * np.pi * 440 * np.arange(int(sound * rate)) / rate).astype(np.float32)
+            for at in range(0, len(wave), 1024):
+                part = av.AudioFrame.from_ndarray(wave[None, at : at + 1024], format="fltp", layout="mono")
+                part.sample_rate, part.pts = rate, at
+                file.mux(track.encode(part))
+            file.mux(track.encode())
+    return path
+
+
+def test_clip_has_one_frame_and_one_second_of_sound_per_segment(tmp_path):
+    clip = read_clip(video(tmp_path / "a.mp4"), segments=3)
+    assert clip.frames.shape == (3, 3, 32, 32)
+    assert clip.sounds.shape == (3, 32_000)
+    brightness = clip.frames.float().mean((1, 2, 3))
+    assert torch.allclose(brightness, torch.tensor([20.0, 40, 60]), atol=4)
+    assert clip.sounds.std() == pytest.approx(0.5**0.5, abs=0.1)
+    assert clip.resampled_from is None
+    assert read_clip(video(tmp_path / "b.mp4", rate=16_000), segments=3).resampled_from == 16_000
+
+
+def test_clip_says_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match="has no sound"):
+        read_clip(video(tmp_path / "mute.mp4", sound=0), segments=3)
+    short = video(tmp_path / "short.mp4", sound=1.0)
+    with pytest.raises(ValueError, match=r"sound lasts 1\.\d s of 3 s"):
+        read_clip(short, segments=3)
+    assert read_clip(short, segments=3, allow_short=True).sounds[2].abs().max() == 0
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    with pytest.raises(ValueError, match=r"broken\.mp4 cannot be decoded"):
+        read_clip(broken)
+
+
+def test_world_binds_and_nothing_else_does():
+    s = world.scenes(3000, seed=3)
+    assert torch.equal(s.shapes.gather(1, s.place[:, None]).squeeze(1), s.timbre)
+    # colour tells nothing about the timbre, the quadrant nothing about either
+    joint = torch.zeros(6, 6).index_put_((s.label, s.timbre), torch.ones(3000), accumulate=True) / 3000
+    assert (joint - 1 / 36).abs().max() < 0.012
+    present = s.shapes >= 0
+    assert torch.equal(present.sum(1), torch.full((3000,), 3))
+    for row, there in zip(s.colours[:50], present[:50], strict=True):
+        assert len(set(row[there].tolist())) == 3
+    # the mask lies in the quadrant of the sounding object
+    quadrants = s.masks.view(-1, 2, 16, 2, 16).float().sum((2, 4)).flatten(1)
+    assert torch.equal(quadrants.argmax(1), s.place)
+    assert torch.equal(s.images, world.scenes(3000, seed=3).images)
+    with pytest.raises(ValueError, match="objects is 5"):
+        world.scenes(10, 0, objects=5)
+
+
+def test_clips_sound_only_inside_the_event():
+    c = world.clips(60, seed=1)
+    inside = c.labels < 6
+    assert inside.any(1).all()
+    assert torch.equal(c.masks.flatten(2).any(2), inside)
+    for row in inside:  # one interval
+        assert (row[1:] & ~row[:-1]).sum() + row[0] == 1
