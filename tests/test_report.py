@@ -1,0 +1,120 @@
+"""Results as HTML: what is known, what is not, and a link for every number."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from bs4 import BeautifulSoup
+
+from companion import records, report, tables
+
+ROOT = records.checkout()
+
+
+def make_record(folder, row, column, seed, value, **changes):
+    cell = tables.cell("dncl", "noise", row, column)
+    record = {
+        "schema": 1,
+        "run": {"paper": "dncl", "table": "noise", "row": row, "column": column, "scale": "reduced", "seed": seed},
+        "parameters": dict(cell.parameters) | changes,
+        "metrics": dict.fromkeys((m.id for m in tables.table("dncl", "noise").metrics), value),
+        "curves": {},
+        "provenance": {
+            "code": {}, "commit": "0123456789", "dirty": False, "gpu": None, "processor": "<a processor>",
+            "wall_s": 3.0, "peak_memory": {"rss_mib": 100.0, "device_mib": None},
+        },
+    }  # fmt: skip
+    path = records.record_path(folder, "reduced", "dncl", "noise", row, column, seed)
+    records.write_json(path, record)
+
+
+@pytest.fixture
+def evidence(tmp_path, monkeypatch):
+    folder = tmp_path / "results"
+    monkeypatch.setattr(records, "evidence_folder", lambda: folder)
+    monkeypatch.setattr(records, "runs_folder", lambda: tmp_path / "runs")
+    for seed in range(3):
+        make_record(folder, "dn-cl", "0.1", seed, 10.0 + seed)
+    make_record(folder, "clean-only", "0.1", 0, 99.0, steps=1)
+    make_record(tmp_path / "runs", "dn-cl", "0", 0, 42.0)
+    return folder
+
+
+def cells(html):
+    table = BeautifulSoup(html, "lxml").find("table")
+    heads = [th.get_text() for th in table.find("thead").find_all("th")]
+    return {(tr.th.get_text(), head): td for tr in table.tbody.find_all("tr")
+            for head, td in zip(heads[1:], tr.find_all("td"), strict=True)}  # fmt: skip
+
+
+def test_a_cell_shows_reported_and_ours_with_a_link_to_the_record(evidence):
+    found = cells(report.table("dncl", "noise"))
+    ours = found["DN-CL", "η = 0.1"]
+    assert "11.0 ± 2.5 (3)" in ours.get_text()
+    link = ours.find("a")["href"]
+    assert link == "../../reduced/dncl/noise/dn-cl/0.1/seed-0.json"
+    assert (evidence / link.removeprefix("../../")).is_file()
+    published = found["NeSymReS, published", "η = 0"]
+    assert "65.0" in published.get_text()
+    assert "AlphaSymbol" in published.find(class_="reported")["title"]
+
+
+def test_what_is_missing_or_stale_says_so(evidence):
+    found = cells(report.table("dncl", "noise"))
+    assert found["noise augmentation", "η = 0.1"].get_text() == "unknown · not run"
+    stale = found["clean training", "η = 0.1"]
+    assert "stale" in stale.get_text()
+    assert "steps" in stale.find(class_="stale")["title"]
+    assert "99" not in stale.get_text()
+
+
+def test_this_machines_runs_stand_apart_from_the_evidence(evidence):
+    cell = cells(report.table("dncl", "noise"))["DN-CL", "η = 0"]
+    assert "here 42.0" in cell.get_text()
+    assert cell.find("a") is None
+
+
+def test_run_lists_escape_what_they_show(evidence):
+    html = report.table("dncl", "noise")
+    assert "&lt;a processor&gt;" in html
+    assert "4 run records" in html
+
+
+def test_claims_show_effect_seeds_and_verdict(evidence):
+    for seed in range(3):
+        for column in ("0.05", "0.1"):
+            make_record(evidence, "dn-cl", column, seed, 30.0 + seed)
+            make_record(evidence, "noise-augmented", column, seed, 20.0 + seed)
+    text = BeautifulSoup(report.claims(["dncl"]), "lxml").get_text(" ")
+    assert "+10" in text
+    assert "3 seeds" in text
+    assert "supported" in text
+    assert "not tested" in text
+
+
+def test_publishing_fills_the_address_in_once_and_everywhere(tmp_path):
+    home = tmp_path / "checkout"
+    (home / "notebooks" / "dncl").mkdir(parents=True)
+    shutil.copytree(ROOT / "workflow", home / "workflow")
+    shutil.copy(ROOT / "_config.yml", home)
+    for name in ("noise.py", "noise.ipynb"):
+        shutil.copy(ROOT / "notebooks" / "dncl" / name, home / "notebooks" / "dncl")
+    publish = [sys.executable, str(home / "workflow" / "publish.py")]
+    assert subprocess.run([*publish, "not a name"], capture_output=True).returncode == 2
+    assert subprocess.run([*publish, "someone/their-fork"]).returncode == 0
+    assert "url: https://github.com/someone/their-fork" in (home / "_config.yml").read_text()
+    wanted = 'REPOSITORY = "https://github.com/someone/their-fork@published"'
+    assert wanted in (home / "notebooks/dncl/noise.py").read_text()
+    book = json.loads((home / "notebooks/dncl/noise.ipynb").read_text())
+    assert any(wanted in "".join(c["source"]) for c in book["cells"])
+
+
+def test_the_address_is_written_nowhere_else():
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "grep", "-l", "OWNER/REPOSITORY"], capture_output=True, text=True
+    )
+    if done.returncode == 128:
+        pytest.skip("not a Git checkout")
+    assert set(done.stdout.split()) <= {"_config.yml", "workflow/publish.py", "tests/test_report.py"}
