@@ -204,6 +204,8 @@ def run(cell: tables.Cell, seed: int, folder: Path, gpus: int = 0) -> None:
     root = records.checkout()
     if root is None:
         raise RuntimeError("a run needs the project's checkout; clone the repository and run it there")
+    # papermill would load pyarrow for HDFS, half of its own import time; the notebook's process is another
+    sys.modules.setdefault("pyarrow", None)
     import papermill
 
     record = records.record_path(folder, cell.scale, cell.paper, cell.table, cell.row, cell.column, seed)
