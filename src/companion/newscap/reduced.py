@@ -55,6 +55,13 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(_weights["folder"] / "tokenizer.json"))
 
 
+def ends():
+    """A post-processor that puts <s> and </s> around a text, as BART's tokenizer does."""
+    from tokenizers.processors import TemplateProcessing
+
+    return TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", BOS), ("</s>", EOS)])
+
+
 def use_weights(folder: Path) -> None:
     """Read tokenizer and weights from `folder` instead of the committed ones (pre-training does)."""
     _weights["folder"] = Path(folder)

@@ -1,0 +1,131 @@
+"""Training on a news set: items from files, rules made once and stored, images through a frozen tower, batches.
+
+Used by the notebook "news" for GoodNews and NYTimes800k (`full`), and with the news world written in GoodNews's
+format to run the same path in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from companion import datasets, training
+from companion.newscap import data, frontend
+from companion.newscap.model import RuleBart
+from companion.newscap.pipeline import NewsCaptioner, spell_batch
+from companion.newscap.rule import MARKERS, Rule, RuleError
+
+
+def read_set(name: str, split: str) -> list[data.Article]:
+    """Items of a split of "goodnews" or "nytimes" below COMPANION_DATA. Raises DataMissing with what to get."""
+    if name == "goodnews":
+        return list(data.goodnews(datasets.find("goodnews/captioning_dataset.json").parent, split))
+    if name == "nytimes":
+        path = datasets.find("nytimes800k/articles.jsonl")
+        return list(data.nytimes(path, path.parent / "images_processed", split))
+    raise ValueError(f"set is {name!r}; choose goodnews, nytimes or newsworld")
+
+
+def made_rules(items: Sequence[data.Article], captioner: NewsCaptioner, store: Path) -> list[Rule | None]:
+    """The rule of every item, made once and kept in `store` (a JSON line per item: id and rule).
+
+    An image whose rule cannot be made (unreadable file) gets none.
+    """
+    known: dict[str, str | None] = {}
+    if store.is_file():
+        for line in store.read_text(encoding="utf-8").splitlines():
+            part = json.loads(line)
+            known[part["id"]] = part["rule"]
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with store.open("a", encoding="utf-8") as file:
+        for item in items:
+            if item.id in known:
+                continue
+            try:
+                rule = captioner.rule(data.open_image(item.image), item.context)[0].to_json()
+            except (data.DataError, RuleError):
+                rule = None
+            known[item.id] = rule
+            file.write(json.dumps({"id": item.id, "rule": rule}) + "\n")
+    return [Rule.from_json(known[i.id]) if known[i.id] else None for i in items]
+
+
+class Corpus:
+    """Items of one split with their rules, as batches for `RuleBart`.
+
+    Args:
+        vectors: pictures (PIL) -> image vectors [B, n, width], frozen.
+        most_article, most_caption: longest article and caption in tokens.
+    """
+
+    def __init__(self, items: Sequence[data.Article], rules: Sequence[Rule | None], tokenizer: Any,
+                 vectors: Callable[[list[Any]], Tensor] | None, *, most_article: int, most_caption: int,
+                 most_rule: int) -> None:  # fmt: skip
+        if not items:
+            raise ValueError("this split has no items; check the split's name and the files")
+        self.items, self.rules, self.tokenizer, self.vectors = list(items), list(rules), tokenizer, vectors
+        self.most_article, self.most_caption, self.most_rule = most_article, most_caption, most_rule
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def batch(
+        self, index: Sequence[int], *, with_rule: bool = True, labels: bool = True
+    ) -> dict[str, Tensor]:
+        """The arguments of `RuleBart.forward` (or `generate`, without labels) for some items."""
+        rows = [self.items[k] for k in index]
+        text = self.tokenizer([r.context for r in rows], truncation=True, max_length=self.most_article, padding=True,
+                              return_tensors="pt")  # fmt: skip
+        found = {"input_ids": text["input_ids"], "attention_mask": text["attention_mask"]}
+        if with_rule:
+            found |= spell_batch([self.rules[k] for k in index], self.tokenizer, self.most_rule)
+        if self.vectors is not None:
+            found["image"] = self.vectors([data.open_image(r.image) for r in rows])
+        if labels:
+            told = self.tokenizer([r.caption for r in rows], truncation=True, max_length=self.most_caption, padding=True,
+                                  return_tensors="pt")  # fmt: skip
+            found["labels"] = told["input_ids"].masked_fill(told["attention_mask"] == 0, -100)
+        return found
+
+    def batches(self, size: int, seed: int, *, with_rule: bool = True) -> Callable[[int], dict[str, Tensor]]:
+        """`batches(k)` for `training.fit`."""
+        order = training.epochs(len(self), size, seed)
+        return lambda k: self.batch(order(k).tolist(), with_rule=with_rule)
+
+
+def add_markers(tokenizer: Any, bart: Any) -> None:
+    """Teach the tokenizer the rule's markers and give them rows in BART's token table."""
+    if tokenizer.add_special_tokens({"additional_special_tokens": list(MARKERS)}):
+        bart.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+
+@torch.no_grad()
+def write_captions(
+    model: RuleBart, corpus: Corpus, size: int, *, with_rule: bool = True, **decoding: Any
+) -> list[str]:
+    """Captions of all items, in order."""
+    model.eval()
+    device = next(model.parameters()).device
+    found: list[str] = []
+    for start in range(0, len(corpus), size):
+        index = range(start, min(start + size, len(corpus)))
+        batch = {k: v.to(device) for k, v in corpus.batch(index, with_rule=with_rule, labels=False).items()}
+        out = model.generate(**batch, **decoding)
+        found += [corpus.tokenizer.decode(row, skip_special_tokens=True).strip() for row in out]
+    return found
+
+
+def clip_vectors(matcher: frontend.ClipMatcher) -> Callable[[list[Any]], Tensor]:
+    """Frozen CLIP's patch states [B, 50, 768] of pictures (ViT-B/32)."""
+
+    @torch.no_grad()
+    def vectors(pictures: list[Any]) -> Tensor:
+        inputs = matcher.processor(images=pictures, return_tensors="pt").to(matcher.model.device)
+        return matcher.model.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state.cpu()
+
+    return vectors
