@@ -43,7 +43,7 @@ if importlib.util.find_spec("companion") is None:
 table = "cost"  # the table of papers/dgsct.toml
 row = "ave"  # ave, lavish-star, avvp or avqa
 column = "total"  # one run fills all columns
-scale = "full"  # full: counting needs no weights, no data and no GPU
+scale = "reduced"  # reduced or full: the same count, which needs no weights, no data and no GPU
 seed = 0  # counts do not depend on it
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
