@@ -142,8 +142,8 @@ def test_uspto_mit_archive(tmp_path):
     assert (kept[0].reactant, kept[0].reagent, kept[0].product) == ("CBr.N", "[Na+]", "CN")
     assert report.counts["empty REACTANT"] == 1
     assert report.counts["product without atom maps: all molecules count as REACTANT"] == 1
-    with pytest.raises(ValueError, match="'train'"):
-        data.read_uspto_mit("train", path)
+    with pytest.raises(ValueError, match="'dev'"):
+        data.read_uspto_mit("dev", path)
     with pytest.raises(ValueError, match=r"valid\.txt"):
         data.read_uspto_mit("test", path)
 

@@ -109,12 +109,12 @@ def from_mapped(lines: Iterable[str], first_row: int = 1) -> tuple[list[Row], Re
 def read_uspto_mit(
     part: str = "test", path: str | Path | None = None, most: int = 0
 ) -> tuple[list[Row], Report]:
-    """USPTO-MIT as distributed with rexgen (`valid` 30,000 or `test` 40,000 reactions), roles from atom maps.
+    """USPTO-MIT as distributed with rexgen (`train` 409,035, `valid` 30,000, `test` 40,000), roles from atom maps.
 
     `most` reads only the first rows.
     """
-    if part not in ("valid", "test"):
-        raise ValueError(f"part is {part!r}; the distributed files are valid and test")
+    if part not in ("train", "valid", "test"):
+        raise ValueError(f"part is {part!r}; choose train, valid or test")
     return from_mapped(_tar_lines(_path(path, f"uspto_mit_rexgen_{part}.txt.tar.gz"), f"{part}.txt", most))
 
 
