@@ -327,4 +327,4 @@ for name, points in series.items():
 #
 # </details>
 #
-# Next: [the binding table](binding.ipynb), [pre-training](pretraining.ipynb), [what full size costs](cost.ipynb).
+# Next: [the binding table](binding.ipynb), [event localisation](localisation.ipynb), [pre-training](pretraining.ipynb), [what full size costs](cost.ipynb).

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from companion import records, training
-from companion.dgsct import binding, cost, metrics, world
+from companion import datasets, records, training
+from companion.dgsct import binding, cost, events, metrics, world
 from companion.dgsct.tasks import AVEHead, AVQAHead, AVSHead, AVVPHead
 
 
@@ -175,3 +175,27 @@ def test_arms_differ_in_one_thing():
     }
     assert sizes["dg-sct"] == sizes["unguided"] == sizes["shuffled"] == sizes["no-reweighting"]
     assert sizes["lavish"] < sizes["dg-sct"]
+
+
+def test_localiser_reads_every_segment_and_full_size_says_what_is_missing(monkeypatch):
+    training.seed_everything(0)
+    source = events.small_data(4, seed=2)
+    model = events.small("dg-sct").eval()
+    with torch.no_grad():
+        said = model.predict(source.images, source.sounds)
+        # temporal attention looks along the clip: another last second changes what is known of the first
+        changed = source.sounds.clone()
+        changed[:, -1] = source.sounds.flip(0)[:, -1]
+        assert not torch.equal(
+            model(source.images, source.sounds).event[:, 0], model(source.images, changed).event[:, 0]
+        )
+    assert said.shape == source.labels.shape
+    assert set(said.unique().tolist()) <= set(range(7))
+    assert events.small("no-temporal").head.gamma == 0
+    monkeypatch.delenv("COMPANION_DATA", raising=False)
+    with pytest.raises(datasets.DataMissing, match=r"av/annotations/AVE/Annotations\.txt is needed"):
+        events.run_full("ave", "dg-sct")
+    with pytest.raises(ValueError, match="'avqa' is not written yet"):
+        events.run_full("avqa", "dg-sct")
+    with pytest.raises(ValueError, match="row is 'shuffled'"):
+        events.small("shuffled")
