@@ -1,0 +1,134 @@
+"""The stages that load checkpoints, with tiny random ones: the calls fit the library, long articles are read whole."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from companion.newscap import corpus
+from companion.newscap import frontend as f
+from companion.newscap.rule import MARKERS, Entity, Frames
+
+WORDS = ["ana", "torres", "leo", "park", "met", "in", "corvo", ".", "a", "photo", "of", "as", "the"]
+
+
+@pytest.fixture(scope="module")
+def ner(tmp_path_factory):
+    """A token classifier that calls every "ana" and "torres" a person, whatever stands around."""
+    from transformers import BertTokenizerFast, DistilBertConfig, DistilBertForTokenClassification
+
+    folder = tmp_path_factory.mktemp("ner")
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
+    names = ["O", "B-PER", "I-PER"]
+    config = DistilBertConfig(vocab_size=5 + len(WORDS), dim=16, n_layers=1, n_heads=2, hidden_dim=16, max_position_embeddings=32,
+                              id2label=dict(enumerate(names)), label2id={n: k for k, n in enumerate(names)})  # fmt: skip
+    model = DistilBertForTokenClassification(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        # layer norms pass the token's own embedding on; three orthogonal codes
+        for module in model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.weight.fill_(1.0)
+        table = model.distilbert.embeddings.word_embeddings.weight
+        table[:, 0], table[:, 1] = 4.0, -4.0
+        table[5], table[6] = 0.0, 0.0
+        table[5, 2], table[5, 3], table[6, 4], table[6, 5] = 4.0, -4.0, 4.0, -4.0
+        model.classifier.weight[0, 0] = model.classifier.weight[1, 2] = model.classifier.weight[2, 4] = 5.0
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def test_names_beyond_the_first_window_are_found(ner):
+    find = f.TokenClassifierNames(ner, window=32, overlap=8)
+    article = "leo met park in corvo . " * 12 + "Ana Torres met leo ."
+    assert [(e.text, e.type) for e in find(article)] == [("Ana Torres", "PER")]
+    assert find("leo met park .") == []
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A CLIP with random weights of width 16, its image processor and a tokenizer with a few words."""
+    import json
+
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
+
+    folder = tmp_path_factory.mktemp("clip")
+    letters = [chr(c) for c in range(97, 123)] + ["."]
+    vocab = ["<|startoftext|>", *letters, *[c + "</w>" for c in letters], "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({w: k for k, w in enumerate(vocab)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizerFast(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=24
+    ).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder
+    )
+    text = {"vocab_size": len(vocab), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": len(vocab) - 1, "pad_token_id": len(vocab) - 1}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
+              "patch_size": 16}  # fmt: skip
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    return str(folder)
+
+
+def picture(seed):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+
+
+ENTITIES = [Entity("ana torres", "PER"), Entity("leo park", "PER"), Entity("corvo", "LOC")]
+
+
+def test_clip_scores_are_cosines_of_image_or_box(clip):
+    seen = f.Situation("hugging", boxes={"agent": (0.0, 0.0, 20.0, 20.0)})
+    whole = f.ClipMatcher(clip)
+    image = picture(0)
+    score = whole(image, seen, ENTITIES)
+    with torch.no_grad():
+        wanted = float(whole.images([image])[0] @ whole.texts(["a photo of ana torres."])[0])
+    assert score(None, ENTITIES[0]) == pytest.approx(wanted, abs=1e-5)
+    assert score("agent", ENTITIES[0]) == pytest.approx(wanted, abs=1e-5)
+    grounded = f.ClipMatcher(clip, score="grounded")(image, seen, ENTITIES)
+    alone = whole(f.crop(image, seen.boxes["agent"]), seen, ENTITIES)
+    assert grounded("agent", ENTITIES[0]) == pytest.approx(alone(None, ENTITIES[0]), abs=1e-5)
+    assert grounded("hugged", ENTITIES[0]) == pytest.approx(wanted, abs=1e-5)  # no box: the whole image
+    assert abs(f.ClipMatcher(clip, score="prompted")(image, seen, ENTITIES)("agent", ENTITIES[0])) <= 1 + 1e-5
+
+
+def test_fine_tuning_pairs_pictures_with_their_names(clip):
+    matcher = f.ClipMatcher(clip)
+    pairs = [(picture(k), name, ["corvo"]) for k, name in enumerate(("ana", "leo", "park", "torres"))]
+    losses = matcher.fit(pairs, epochs=30, batch_size=4, lr=3e-3, weight_decay=0.0)
+    assert losses[-1] < 0.5 * losses[0]
+    seen = f.Situation("hugging")
+    score = matcher(pairs[0][0], seen, [Entity(n, "PER") for n in ("ana", "leo", "park", "torres")])
+    assert max(("ana", "leo", "park", "torres"), key=lambda n: score(None, Entity(n, "PER"))) == "ana"
+    with pytest.raises(ValueError, match="no \\(image, name"):
+        matcher.fit([])
+
+
+def test_zero_shot_situations_are_a_distribution_over_frames(clip):
+    frames = Frames({v: Frames.imsitu().roles(v) for v in ("hugging", "marching", "speaking")})
+    seen = f.ClipSituations(f.ClipMatcher(clip), frames)(picture(1))
+    assert set(seen.verbs) == set(frames.verbs)
+    assert sum(seen.verbs.values()) == pytest.approx(1.0, abs=1e-5)
+    assert seen.verb == max(seen.verbs, key=seen.verbs.get)
+    assert corpus.clip_vectors(f.ClipMatcher(clip))([picture(0), picture(1)]).shape == (2, 5, 16)
+
+
+def test_markers_get_rows_in_the_token_table(clip):
+    from transformers import CLIPTokenizerFast
+
+    from companion.newscap.model import random_bart
+
+    tokenizer = CLIPTokenizerFast.from_pretrained(clip)
+    bart = random_bart(vocab_size=len(tokenizer), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+                       decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=20)  # fmt: skip
+    before = bart.get_input_embeddings().weight[: len(tokenizer)].clone()
+    size = len(tokenizer)
+    corpus.add_markers(tokenizer, bart)
+    assert bart.get_input_embeddings().num_embeddings == size + len(MARKERS)
+    torch.testing.assert_close(bart.get_input_embeddings().weight[:size], before)
+    assert len({tokenizer.convert_tokens_to_ids(m) for m in MARKERS}) == len(MARKERS)
