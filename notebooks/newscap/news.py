@@ -54,6 +54,7 @@ record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
 # %%
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -164,6 +165,12 @@ print(
     "test items have a rule, for example",
     rules["test"][0],
 )
+
+# %%
+if p["keep"] == "verb":  # the ablation without entities
+    rules = {
+        k: [r and replace(r, roles={}) for r in part] for k, part in rules.items()
+    }
 
 # %% [markdown]
 # ## Training
