@@ -179,6 +179,13 @@ def test_a_cell_is_the_mean_over_seeds_with_a_t_interval():
     assert tables.results(paper().tables["t"], "reduced", [record("new", 0, 80, f1=0.7)])[0][1].mean == 0.7
 
 
+def test_t_quantiles_are_scipys():
+    from scipy.special import stdtrit
+
+    for freedom in [*range(1, 40), 100, 1000]:
+        assert tables.t_quantile(freedom) == pytest.approx(stdtrit(freedom, 0.975), abs=1e-4)
+
+
 def test_other_parameters_make_a_record_stale_and_keep_it_out_of_the_mean():
     found = [record("new", 0, 80.0), record("new", 1, 10.0, steps=11)]
     cell = tables.results(paper().tables["t"], "reduced", found)[0][0]

@@ -440,9 +440,25 @@ def half_width(values: list[float]) -> float:
     """Half of the 95 % t-interval of the mean of `values`; NaN for fewer than two."""
     if len(values) < 2:
         return math.nan
-    from scipy.special import stdtrit
+    return t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
-    return float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
+
+def t_quantile(freedom: int) -> float:
+    """97.5 % point of Student's t. From a table up to 15, then the Cornish-Fisher series (error below 1e-4).
+
+    SciPy has it, too, but takes longer to import than `companion show` takes to run.
+    """
+    known = (12.70620, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216, 2.22814,
+             2.20099, 2.17881, 2.16037, 2.14479, 2.13145)  # fmt: skip
+    if freedom <= len(known):
+        return known[freedom - 1]
+    z, v = 1.959963985, freedom
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
 
 
 def results(
