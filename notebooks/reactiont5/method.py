@@ -218,9 +218,9 @@ for kind in world.TYPES:
 
 # %% mystnb={"figure": {"caption": "The recorded pre-training: cross-entropy on reactions falls long before exact matches appear; then they come quickly.", "name": "fig-reactiont5-pretraining"}, "image": {"alt": "Left: loss over steps. Right: exact match on unseen reactions of seen types over steps"}}
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
-plotting.curves({"molecules": record["curves"]["molecules"]["loss"], "reactions": record["curves"]["reactions"]["loss"]},
+plotting.curves({"molecules": record["curves"]["compound"]["loss"], "reactions": record["curves"]["reaction"]["loss"]},
                 y="cross-entropy", ax=left, log="y")  # fmt: skip
-plotting.curves({"exact match": record["curves"]["reactions"]["valid_exact"]}, y="share", title="unseen reactions",
+plotting.curves({"exact match": record["curves"]["reaction"]["valid_exact"]}, y="share", title="unseen reactions",
                 ax=right)  # fmt: skip
 
 # %% [markdown]

@@ -68,6 +68,7 @@ def test_starts_of_the_yield_model_share_the_backbone_of_their_stage():
     assert not torch.equal(
         made.model.shared.weight, pretrain.small_yield_model("scratch").model.shared.weight
     )
+    assert pretrain.small_yield_model("reaction").fc1.weight.std() < 0.02  # the head starts anew
     with pytest.raises(ValueError, match="'magic'"):
         pretrain.small_yield_model("magic")
 

@@ -114,7 +114,7 @@ def summary(folder: Path, plan: Plan, remark: str = "") -> dict:
     model.load_state_dict(_read(folder / "reaction.safetensors"))
     per_type = {}
     for kind in world.TYPES:
-        some = [r for r in held_back if r.kind == kind] or world.reactions(kind, 50, seed=99)
+        some = [r for r in held_back if r.kind == kind] or world.reactions(kind, 20, seed=99)
         found = accuracy([r.product for r in some], answers(model, train.forward_pairs(some, tok).ids, 5))
         per_type[kind] = {
             "top1": found.top[1],
@@ -122,12 +122,12 @@ def summary(folder: Path, plan: Plan, remark: str = "") -> dict:
             "invalid": found.invalid,
             "tests": found.targets,
         }
-    parts = {name: json.loads((folder / f"{name}.json").read_text()) for name in STAGES}
+    parts = {name: json.loads((folder / f"{name}.json").read_text())
+             for name in STAGES if (folder / f"{name}.json").is_file()}  # fmt: skip
     record = {
         "plan": asdict(plan), "remark": remark, "molecules": parts["compound"]["examples"], "reactions": len(known),
         "validation": len(held_back), "parameters": sum(p.numel() for p in model.parameters()), "per_type": per_type,
-        "curves": {"molecules": parts["compound"]["curves"], "reactions": parts["reaction"]["curves"],
-                   "yields": parts["yield"]["curves"]},
+        "curves": {name: part["curves"] for name, part in parts.items()},
         "provenance": {"code": records.loaded_code(), **records.commit(), "versions": records.versions(),
                        "processor": records.processor(), "threads": torch.get_num_threads(),
                        "data": records.fingerprint([[r.reactant, r.reagent, r.product] for r in known])},
@@ -200,10 +200,14 @@ def small_model(stage: str, seed: int = 0) -> T5:
 
 
 def small_yield_model(stage: str, seed: int = 0) -> ReactionYield:
-    """The reduced scale's yield regressor: `yield` (pre-trained on yields), `compound`, `reaction` (backbone of the
-    forward model) or `scratch`. Raises ValueError for another stage."""
+    """The reduced scale's yield regressor: backbone of the `reaction` or `compound` model, or `scratch`; `yield` where
+    the yield stage has been trained. Raises ValueError for another stage, or where that one is missing."""
     model = ReactionYield(_sizes(stage, STAGES, seed))
     if stage == "yield":
+        if not (WEIGHTS / "yield.safetensors").is_file():
+            raise ValueError(
+                "start 'yield' has no weights yet; run python -m companion.reactiont5.pretrain and copy them"
+            )
         model.load_state_dict(_stored(stage))
     elif stage != "scratch":
         load_backbone(model, _stored(stage))
