@@ -48,7 +48,8 @@ def test_recorded_pretraining_is_of_this_world():
     known, held_back = train.seen_reactions()
     assert (record["reactions"], record["validation"]) == (len(known), len(held_back))
     assert {r.kind for r in known} == set(world.SEEN)
-    assert not {r.product for r in known} & {r.product for r in held_back}
+    assert not {(r.kind, r.product) for r in known} & {(r.kind, r.product) for r in held_back}
+    assert not {(r.reactant, r.product) for r in known} & {(r.reactant, r.product) for r in held_back}
     assert set(record["per_type"]) == set(world.TYPES)
 
 

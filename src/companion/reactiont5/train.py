@@ -115,7 +115,8 @@ def masked(smiles: Sequence[str], tok: AtomTokenizer, seed: int, batch_size: int
 
 @lru_cache(maxsize=2)
 def seen_reactions(most_per_type: int = 4000, held_back: int = 10) -> tuple[list, list]:
-    """(training, validation) reactions of the seen types; no validation product occurs in training."""
+    """(training, validation) reactions of the seen types. A validation product occurs in no training reaction of its
+    type; another type may make the same molecule from other reactants."""
     train, valid = [], []
     for kind in world.SEEN:
         every = world.reactions(kind, world.count(kind), seed=0)
