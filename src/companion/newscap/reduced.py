@@ -49,10 +49,18 @@ def make_tokenizer(items: Sequence[world.Item], size: int = 760) -> Tokenizer:
     return tokenizer
 
 
+def _file(name: str) -> Path:
+    path = _weights["folder"] / name
+    if not path.is_file():
+        raise ValueError(f"{name} of the news world is not in {path.parent.name}/; make it with `companion reproduce "
+                         "newscap pretrain --scale real` and copy it from the folder beside that record")  # fmt: skip
+    return path
+
+
 @lru_cache(maxsize=1)
 def tokenizer() -> Tokenizer:
     """The tokenizer of the committed weights."""
-    return Tokenizer.from_file(str(_weights["folder"] / "tokenizer.json"))
+    return Tokenizer.from_file(str(_file("tokenizer.json")))
 
 
 def ends():
@@ -152,7 +160,7 @@ def save_weights(name: str, module: nn.Module) -> Path:
 
 def load_weights(name: str, module: nn.Module) -> nn.Module:
     """`module` with the committed weights `name`, in evaluation mode."""
-    stored = load_file(_weights["folder"] / f"{name}.safetensors")
+    stored = load_file(_file(f"{name}.safetensors"))
     with torch.no_grad():
         own = module.state_dict()
         for key, value in stored.items():
