@@ -43,9 +43,7 @@ if importlib.util.find_spec("companion") is None:
 table = "gradients"  # the table of papers/gestur.toml
 row = "gestur"  # ema (λ = 0, nothing is fed back) or gestur (λ = 0.1)
 column = "all"  # one run fills all columns
-scale = (
-    "reduced"  # reduced (seconds, CPU) or real (minutes, CPU, needs COMPANION_DATA)
-)
+scale = "reduced"  # reduced (seconds, CPU)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
@@ -92,8 +90,9 @@ for target in recipe.targets(p):
 # %%
 # NBVAL_CHECK_OUTPUT
 weights = training.trainable(net.module)[1]
+measured = len(watches[target].rows)
 print(
-    f"{weights:,} weights in the featurizer; measured {len(watches[target].rows)} times for each of {', '.join(watches)}"
+    f"{weights:,} weights in the featurizer; measured {measured} times for each of {', '.join(watches)}"
 )
 
 # %% [markdown]

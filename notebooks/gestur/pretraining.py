@@ -43,7 +43,7 @@ if importlib.util.find_spec("companion") is None:
 table = "pretraining"  # the table of papers/gestur.toml
 row = "glyphs"  # the backbone
 column = "accuracy"  # one run fills all columns
-scale = "reduced"  # reduced (twenty steps, to look at) or real (the run behind the weights: 5 minutes, CPU)
+scale = "reduced"  # reduced (20 steps) or real (the stored weights: 5 minutes)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 

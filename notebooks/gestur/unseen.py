@@ -42,14 +42,10 @@ if importlib.util.find_spec("companion") is None:
     )
 
 # %% tags=["parameters"]
-table = "shortcut"  # shortcut, pacs, resnet50, clip, swag, domains or domains-clip of papers/gestur.toml
-row = (
-    "gestur"  # a row of that table: erm, ema, miro, swad, linear-probe, gestur, ...
-)
-column = "all"  # all, or a data set of the full tables: pacs, vlcs, officehome, terraincognita, domainnet
-scale = (  # reduced: seconds, CPU
-    "reduced"  # real: minutes, CPU, needs COMPANION_DATA
-)  # full: hours, one GPU
+table = "shortcut"  # shortcut, pacs, resnet50, clip, swag, domains, domains-clip
+row = "gestur"  # a row of that table: erm, ema, miro, swad, linear-probe, ...
+column = "all"  # all; in the full tables a data set: pacs, vlcs, ...
+scale = "reduced"  # reduced (seconds), real (minutes, COMPANION_DATA), full (a GPU)
 seed = 0  # 0, 1, 2, ...: DomainBed's trial
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 

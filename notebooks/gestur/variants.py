@@ -43,9 +43,7 @@ if importlib.util.find_spec("companion") is None:
 table = "lambda"  # lambda or ablation
 row = "gestur-strong"  # lambda: gestur-strong or gestur-weak; ablation: strong
 column = "all"  # one run fills all columns
-scale = (
-    "reduced"  # reduced (seconds, CPU) or real (minutes, CPU, needs COMPANION_DATA)
-)
+scale = "reduced"  # reduced (seconds, CPU)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
