@@ -89,7 +89,7 @@ net, head, outcome = pretrain.pretrain(
 if p["keep"]:
     print(pretrain.save(net, head, row, run.path.parent).name)
 
-# %%
+# %% mystnb={"figure": {"caption": "Training loss of this run; at the reduced scale these are the first steps only.", "name": "fig-gestur-pretraining-loss"}, "image": {"alt": "Cross-entropy of the pre-training over its steps"}}
 curve = outcome.pop("loss")
 print({k: round(v, 1) for k, v in outcome.items()})
 ax = plotting.curves(
