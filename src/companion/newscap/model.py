@@ -1,7 +1,7 @@
 """Rule prefixes in BART's encoder: the rule becomes keys and values that article tokens attend to.
 
 Shapes: B batch, T input tokens (image vectors and article), p rule tokens, d width of BART, H heads,
-e = d / H, L the chosen encoder layers.
+e = d / H, L the chosen encoder layers. The rule enters so::
 
     x_i = W_tok[r_i] + W_slot[slot_i] + W_pos[i]                                        rule tokens    [B, p, d]
     [P_K^l ; P_V^l] = MLP(x)  for l in L,  MLP: Linear(d, mid), Tanh, Linear(mid, 2 |L| d)            [B, p, d] each
