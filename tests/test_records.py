@@ -19,6 +19,15 @@ def test_comments_docstrings_and_blank_lines_do_not_change_code():
     assert records.source_fingerprint(a) != records.source_fingerprint(a.replace("+ 1", "+ 2"))
 
 
+def test_layout_does_not_change_code():
+    a = "f(alpha, beta=[1, 2])\n"
+    b = "f(\n    alpha,\n    beta=[\n        1,\n        2,\n    ],\n)\n"
+    assert records.source_fingerprint(a) == records.source_fingerprint(b)
+    assert records.source_fingerprint(a) != records.source_fingerprint(a.replace("beta", "gamma"))
+    # a known value: the fingerprint must not depend on the version of Python
+    assert records.source_fingerprint("x = f'{a!r:>{w}}' + 'b'\n") == "f02c2f7d7bd5c0fd"
+
+
 def test_a_string_that_looks_like_a_comment_counts():
     assert records.source_fingerprint('x = "# a"\n') != records.source_fingerprint('x = "# b"\n')
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
-import io
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-import tokenize
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -68,21 +66,23 @@ def record_path(folder: Path | str, scale: str, paper: str, table: str, row: str
 
 
 def source_fingerprint(source: str) -> str:
-    """Hash of Python source that ignores comments, docstrings and blank lines (16 hex digits)."""
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, start = token.start
-            lines[row - 1] = lines[row - 1][:start]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            first = node.body[0]
-            if (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-                    and isinstance(first.value.value, str)):  # fmt: skip
-                for k in range(first.lineno - 1, first.end_lineno):
-                    lines[k] = ""
-    text = "\n".join(line.rstrip() for line in lines if line.strip())
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Hash of what Python source says (16 hex digits): comments, docstrings and layout do not count.
+
+    Written out by hand because `ast.dump` and `ast.unparse` differ between Python versions.
+    """
+
+    def say(node: Any) -> str:
+        if isinstance(node, list):
+            return "[" + ",".join(map(say, node)) + "]"
+        if not isinstance(node, ast.AST):
+            return repr(node)
+        fields = {k: v for k, v in ast.iter_fields(node)
+                  if v not in (None, []) and k not in ("ctx", "kind", "type_comment", "type_ignores")}  # fmt: skip
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            fields["body"] = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+        return type(node).__name__ + "(" + ",".join(f"{k}={say(v)}" for k, v in fields.items()) + ")"
+
+    return hashlib.sha256(say(ast.parse(source)).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=512)
