@@ -14,7 +14,9 @@ def quiet_console(app, pagename, templatename, context, doctree):
     """
     context["default_mode"] = "auto"
     context["script_files"] = [
-        one for one in context["script_files"] if "thebe" not in f"{one} {getattr(one, 'attributes', '')}".lower()
+        one
+        for one in context["script_files"]
+        if "thebe" not in f"{one} {getattr(one, 'attributes', '')}".lower()
     ]
 
 
