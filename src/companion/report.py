@@ -113,7 +113,7 @@ def table(paper: str, table_id: str, base: str = "../../") -> Html:
     committed = records.read(records.evidence_folder(), paper, table_id)
     mine = records.read(records.runs_folder(), paper, table_id)
     there = [s for s in t.scales if any(r["run"]["scale"] == s for r in committed + mine)]
-    usual = "full" if t.origin != "companion" and "full" in t.scales else next(iter(t.scales))
+    usual = "full" if t.origin != "companion" and "full" in t.scales else next(iter(t.scales), "full")
     for scale in there or [usual]:
         found: dict[str, list] = {"committed": committed}
         if any(r["run"]["scale"] == scale for r in mine):
