@@ -58,6 +58,12 @@ def test_outputs_are_those_of_a_whole_run(path):
     assert "/home/" not in text
 
 
+@pytest.mark.parametrize("paper", sorted({p.parent.name for p in SOURCES}))
+def test_every_paper_compares_some_outputs_with_stored_ones(paper):
+    marked = [p for p in SOURCES if p.parent.name == paper and "NBVAL_CHECK_OUTPUT" in p.read_text()]
+    assert any(p.name == "method.py" for p in marked)
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_the_set_up_cell_is_the_same_everywhere(path):
     assert setup_cell(jupytext.read(path)) == setup_cell(jupytext.read(ROOT / "notebooks/dncl/noise.py"))
@@ -76,9 +82,12 @@ def test_a_tables_notebook_has_the_parameters_and_small_defaults(table):
     assert len(cells) == 1
     values = {t.id: ast.literal_eval(n.value) for n in ast.parse(cells[0].source).body for t in n.targets}
     assert set(values) == {"table", "row", "column", "scale", "seed", "record_dir"}
-    assert values["scale"] == "reduced"
+    scales = tables.table(table.paper, values["table"]).scales
+    assert values["scale"] == ("reduced" if "reduced" in scales else next(iter(scales)))
     assert values["record_dir"] == ""
     paper = table.paper
     default = tables.cell(paper, values["table"], values["row"], values["column"], values["scale"])
-    assert tables.table(paper, default.table).scales["reduced"].minutes <= 1.5
-    assert all("#" in line for line in cells[0].source.splitlines()), "each parameter says what it accepts"
+    if "reduced" in scales:
+        assert scales["reduced"].minutes <= 1.5
+    assert cells[0].source.count("#") >= len(values), "each parameter says what it accepts"
+    assert default.table == values["table"]

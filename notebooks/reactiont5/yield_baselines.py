@@ -116,7 +116,7 @@ if here:
     outcome = {name: sum(f[name] for f in found) / len(found) for name in found[0]}
     print({k: round(v, 3) for k, v in outcome.items()})
 
-# %%
+# %% mystnb={"figure": {"caption": "Predicted against measured yields of this run's test reactions; the line is a perfect prediction.", "name": "fig-reactiont5-yield-baselines"}, "image": {"alt": "Scatter plot of predicted against measured yields between 0 and 100 percent with the diagonal"}}
 if here:
     fig, ax = plt.subplots(figsize=(4.2, 4.0))
     ax.plot([0, 100], [0, 100], color="0.6", linewidth=1)
