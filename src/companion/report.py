@@ -168,27 +168,34 @@ def _test(claim: tables.Claim) -> str:
 
 
 def claims(papers: list[str] | None = None) -> Html:
-    """Every claim with its verdict at every scale that has records."""
+    """Every claim with its verdict at every scale that has records; grouped by paper when there are several."""
+    names = papers or tables.available()
     lines = []
-    for name in papers or tables.available():
+    for name in names:
         paper = tables.paper(name)
         found = records.read(records.evidence_folder(), name)
+        if len(names) > 1:
+            lines.append(f'<tr class="group"><th scope="rowgroup" colspan="2">{html.escape(paper.short)}</th></tr>')
         for claim in paper.claims:
             scales = [s for s in tables.SCALES if claim.table and s in paper.tables[claim.table].scales
                       and any(r["run"]["scale"] == s and r["run"]["table"] == claim.table for r in found)]  # fmt: skip
-            for scale in scales or ["–"]:
-                finding = (
-                    tables.judge(claim, paper, scale, found) if scale != "–" else tables.Finding("not tested")
-                )
-                kind = finding.verdict.replace(" ", "-")
-                note = f"<br><small>{html.escape(claim.note)}</small>" if claim.note else ""
-                lines.append(
-                    f'<tr><th scope="row">{html.escape(paper.short)}</th><td>{html.escape(claim.text)}{note}'
-                    f"<br><small>{html.escape(claim.source)}; test: {html.escape(_test(claim))}</small></td>"
-                    f"<td>{scale}</td><td>{_effect(finding, claim)}"
-                    + (f"<br><small>{finding.seeds} seeds</small>" if finding.seeds else "")
-                    + f'</td><td><span class="verdict {kind}">{finding.verdict}</span></td></tr>'
-                )
-    return Html('<div class="results"><table><thead><tr><th scope="col">paper</th><th scope="col">claim and test</th>'
-                '<th scope="col">scale</th><th scope="col">effect</th><th scope="col">verdict</th></tr></thead>'
+            findings = []
+            for scale in scales:
+                finding = tables.judge(claim, paper, scale, found)
+                seeds = f", {finding.seeds} seeds" if finding.seeds > 1 else ", 1 seed" if finding.seeds else ""
+                findings.append(_verdict(finding.verdict, f"{scale}: {_effect(finding, claim)}{seeds}"))
+            note = f"<br><small>{html.escape(claim.note)}</small>" if claim.note else ""
+            lines.append(
+                f'<tr><th scope="row">{html.escape(claim.text)}{note}'
+                f"<br><small>{html.escape(claim.source)}; test: {html.escape(_test(claim))}</small></th>"
+                f"<td>{'<br>'.join(findings or [_verdict('not tested')])}</td></tr>"
+            )
+    return Html('<div class="results claims"><table><thead><tr><th scope="col">claim and its test</th>'
+                '<th scope="col">verdict, with the effect and its 95 % interval over seeds</th></tr></thead>'
                 f"<tbody>{''.join(lines)}</tbody></table></div>")  # fmt: skip
+
+
+def _verdict(verdict: str, small: str = "") -> str:
+    kind = verdict.replace(" ", "-")
+    after = f"<br><small>{html.escape(small)}</small>" if small else ""
+    return f'<span class="verdict {kind}">{verdict}</span>{after}'
