@@ -175,14 +175,18 @@ def claims(papers: list[str] | None = None) -> Html:
         paper = tables.paper(name)
         found = records.read(records.evidence_folder(), name)
         if len(names) > 1:
-            lines.append(f'<tr class="group"><th scope="rowgroup" colspan="2">{html.escape(paper.short)}</th></tr>')
+            lines.append(
+                f'<tr class="group"><th scope="rowgroup" colspan="2">{html.escape(paper.short)}</th></tr>'
+            )
         for claim in paper.claims:
             scales = [s for s in tables.SCALES if claim.table and s in paper.tables[claim.table].scales
                       and any(r["run"]["scale"] == s and r["run"]["table"] == claim.table for r in found)]  # fmt: skip
             findings = []
             for scale in scales:
                 finding = tables.judge(claim, paper, scale, found)
-                seeds = f", {finding.seeds} seeds" if finding.seeds > 1 else ", 1 seed" if finding.seeds else ""
+                seeds = (
+                    f", {finding.seeds} seeds" if finding.seeds > 1 else ", 1 seed" if finding.seeds else ""
+                )
                 findings.append(_verdict(finding.verdict, f"{scale}: {_effect(finding, claim)}{seeds}"))
             note = f"<br><small>{html.escape(claim.note)}</small>" if claim.note else ""
             lines.append(
