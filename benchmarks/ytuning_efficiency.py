@@ -63,7 +63,7 @@ def main() -> None:
             )
     if args.out:
         records.write_json(args.out, {"options": {k: v for k, v in vars(args).items() if k != "out"}, **found,
-                                      "versions": records.versions(), "processor": records.processor(),
+                                      "threads": args.threads, "versions": records.versions(), "processor": records.processor(),
                                       "gpu": records.gpu()})  # fmt: skip
 
 
