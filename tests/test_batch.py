@@ -210,3 +210,18 @@ def test_a_killed_batch_goes_on_where_it_was(toy):
     for path in folder.glob("seed-*.json"):
         records.load(path)
     assert all((folder / name).read_text() == text for name, text in done.items())
+
+
+def test_a_notebook_out_of_step_with_its_text_is_refused(toy):
+    import jupytext
+
+    home, run = toy
+    source = home / "notebooks" / "toy" / "t.py"
+    jupytext.write(jupytext.read(source.with_suffix(".ipynb")), source, fmt="py:percent")
+    source.write_text(source.read_text() + "\nx = 'edited'\n")
+    process = run("reproduce", "toy", "t", "--row", "good")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "notebooks/toy/t.ipynb is out of step with its .py" in out + err
+    assert "Traceback" not in out + err
+    assert not list(home.glob("runs/**/seed-*.json"))

@@ -81,6 +81,22 @@ def die_with_parent() -> None:
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
+def check_pairs(root: Path, jobs: list[Job]) -> None:
+    """Refuse a notebook whose .py was edited and not paired again: the run would not be what its record claims.
+
+    Raises RuntimeError naming the first such notebook.
+    """
+    import jupytext
+
+    for name in dict.fromkeys(tables.table(j.paper, j.table).notebook for j in jobs):
+        pair = [root / "notebooks" / f"{name}{end}" for end in (".py", ".ipynb")]
+        if all(path.is_file() for path in pair):
+            text, stored = ([(c.cell_type, c.source) for c in jupytext.read(path).cells] for path in pair)
+            if text != stored:
+                raise RuntimeError(f"notebooks/{name}.ipynb is out of step with its .py; run "
+                                   f"`make notebooks NOTEBOOKS=notebooks/{name}.py` first")  # fmt: skip
+
+
 def visible_gpus() -> int:
     """GPUs that jobs may use: CUDA_VISIBLE_DEVICES, else what nvidia-smi lists, else 0. Needs no torch."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -103,6 +119,7 @@ def execute(jobs: list[Job], *, workers: int, profile: str) -> list[Job]:
                            "clone the repository and run it there")  # fmt: skip
     from tqdm import tqdm
 
+    check_pairs(root, jobs)
     profiles = root / "workflow" / "profiles"
     if not (profiles / profile).is_dir():
         known = tables.nearest(profile, sorted(p.name for p in profiles.iterdir()))
