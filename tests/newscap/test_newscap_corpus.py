@@ -107,10 +107,10 @@ def test_sets_are_found_below_the_data_folder(tmp_path, monkeypatch):
     from test_newscap_data import archive
 
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
-    for name in ("goodnews", "nytimes", "visualnews"):
+    for name in ("goodnews", "nytimes", "visualnews", "own"):
         with pytest.raises(datasets.DataMissing, match="set COMPANION_DATA"):
             corpus.read_set(name, "test")
-    with pytest.raises(ValueError, match="choose goodnews, nytimes, visualnews or newsworld"):
+    with pytest.raises(ValueError, match="choose goodnews, nytimes, visualnews, own or newsworld"):
         corpus.read_set("bbc", "test")
     (tmp_path / "goodnews").mkdir()
     world.write_goodnews(tmp_path / "goodnews", world.make("test", 3), ["train", "test", "test"])
@@ -127,6 +127,13 @@ def test_sets_are_found_below_the_data_folder(tmp_path, monkeypatch):
     (tmp_path / "visualnews").mkdir()
     (tmp_path / "visualnews" / "data.json").write_text(json.dumps([]))
     assert corpus.read_set("visualnews", "train") == []
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "a.jpg").write_bytes(b"x")
+    lines = [
+        {"id": s, "image": "a.jpg", "article": "Text", "caption": "C", "split": s} for s in ("train", "test")
+    ]
+    (tmp_path / "own" / "items.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [i.id for i in corpus.read_set("own", "test")] == ["test"]
 
 
 def test_an_empty_split_is_refused():

@@ -119,6 +119,35 @@ def test_meteor_is_none_without_its_jar(monkeypatch):
     assert m.evaluate(HYP, REF)["meteor"] is None
 
 
+JAVA = """#!{python}
+import sys
+seen = 0
+for line in sys.stdin:
+    kind, *parts = line.rstrip("\\n").split(" ||| ")
+    if kind == "SCORE":
+        seen += 1
+        print("stats", len(parts), parts[-1].split()[0], flush=True)
+    else:
+        assert len(parts) == seen
+        print("\\n".join(["0.5"] * seen + [str(len(parts) / 8)]), flush=True)
+"""
+
+
+def test_meteor_talks_to_its_jar_as_the_jar_expects(tmp_path, monkeypatch):
+    """A stand-in for java that speaks the jar's protocol: a line of statistics per SCORE; per EVAL the segments' scores,
+    then the corpus's. It shows the conversation, not METEOR's numbers."""
+    import os
+    import sys
+
+    (tmp_path / "java").write_text(JAVA.format(python=sys.executable))
+    (tmp_path / "java").chmod(0o755)
+    (tmp_path / "meteor-1.5.jar").write_bytes(b"")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert m.meteor(["a b ||| c", *HYP], ["a\nb", *REF], tmp_path / "meteor-1.5.jar") == pytest.approx(5 / 8)
+    monkeypatch.setenv("COMPANION_METEOR_JAR", str(tmp_path / "meteor-1.5.jar"))
+    assert m.evaluate(HYP, REF)["meteor"] == pytest.approx(50.0)
+
+
 def test_twenty_thousand_captions_in_a_minute():
     import time
 

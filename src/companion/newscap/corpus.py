@@ -24,8 +24,9 @@ NYTIMES = ("articles.jsonl", "articles.json", "articles.parquet", "articles.bson
 
 
 def read_set(name: str, split: str, count: Callable[[str], int] = data.words) -> list[data.Article]:
-    """Items of a split of "goodnews", "nytimes" or "visualnews" below COMPANION_DATA, those with caption and image.
+    """Items of a split of "goodnews", "nytimes", "visualnews" or "own" below COMPANION_DATA, those with caption and image.
 
+    "own" is `own/items.jsonl`, in which each item names its split ("train" or "test").
     `count` counts the tokens of a text (NYTimes800k's context is cut by tokens). Raises DataMissing, with what to get.
     """
     if name == "goodnews":
@@ -39,8 +40,11 @@ def read_set(name: str, split: str, count: Callable[[str], int] = data.words) ->
         found = data.nytimes(path, path.parent / "images_processed", split, count=count, missing="skip")
     elif name == "visualnews":
         found = data.visualnews(datasets.find("visualnews/data.json").parent, split)
+    elif name == "own":
+        items = data.own(datasets.find("own/items.jsonl"), training=split == "train")
+        found = (i for i in items if i.split == split)
     else:
-        raise ValueError(f"set is {name!r}; choose goodnews, nytimes, visualnews or newsworld")
+        raise ValueError(f"set is {name!r}; choose goodnews, nytimes, visualnews, own or newsworld")
     dropped: list[str] = []
     items = list(data.usable(found, dropped))
     if dropped:
