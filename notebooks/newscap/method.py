@@ -57,7 +57,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from companion import plotting, training
+from companion import plotting, records, tables, training
 from companion.newscap import frontend, metrics, reduced, world
 from companion.newscap.pipeline import BartWriter, NewsCaptioner, as_hugging_face
 from companion.newscap.rule import Frames, Rule
@@ -359,6 +359,60 @@ for protocol in metrics.PROTOCOLS:
         ["ANA TORRES spoke"], ["Ana Torres spoke"], shouted, protocol=protocol
     )
     print(f"{protocol}: entity precision {found['entity_precision']:.0f}")
+
+# %% [markdown]
+# ## 10. What the recorded runs say
+#
+# The committed records, drawn: first what the rule adds, then what happens as rules get worse. The scale "real" is the
+# news world with a longer training. The [results page](../../book/results/newscap.md) has every number.
+
+
+# %% tags=["hide-input"]
+def recorded(table, scale):
+    """Metrics of the committed runs, a line per run."""
+    found = records.read(records.evidence_folder(), "newscap", table, scale)
+    return pd.DataFrame(
+        [{"row": r["run"]["row"], **r["metrics"]} for r in found],
+        columns=None if found else ["row"],
+    )
+
+
+def titled(table, frame):
+    """Rows in the table's order, under the table's titles."""
+    order = {r.id: r.title for r in tables.table("newscap", table).rows}
+    known = [k for k in order if k in set(frame["row"])]
+    return {order[k]: frame[frame["row"] == k] for k in known}
+
+
+# %% mystnb={"figure": {"caption": "Share of test captions with all five parts right, one dot per recorded run of the longer training, the bar is their mean.", "name": "fig-newscap-recorded"}, "image": {"alt": "Horizontal bars, one per way of giving or withholding the rule, with one dot per run"}}
+rows = titled("conditions", recorded("conditions", "real"))
+fig, ax = plt.subplots(figsize=(8, 0.9 + 0.34 * len(rows)))
+for k, part in enumerate(rows.values()):
+    ax.barh(k, part["all"].mean(), color=plotting.PALETTE[0], alpha=0.55)
+    ax.plot(part["all"], [k] * len(part), "o", color=plotting.INK, markersize=4)
+ax.set_yticks(range(len(rows)), rows)
+ax.invert_yaxis()
+xlabel = ax.set(xlabel="all five parts right (% of test captions)", xlim=(0, 103))
+
+# %% mystnb={"figure": {"caption": "Captions that are right (left) and captions that say what their rule says (right), as errors are put into the test rules; means over recorded runs. Only training on rules with errors makes a captioner overrule some of them.", "name": "fig-newscap-worse"}, "image": {"alt": "Two panels of lines over the share of errors in the rules, one line per way of giving the rule"}}
+rows = titled("steering", recorded("steering", "real"))
+fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.6), sharey=True)
+for ax, name, title in zip(axes, ("right", "obeys"), ("caption right", "caption obeys its rule"), strict=True):  # fmt: skip
+    lines = {
+        row: [[q, part[f"{name}_{q}"].mean()] for q in (0, 10, 30, 50)]
+        for row, part in rows.items()
+    }
+    plotting.curves(
+        lines,
+        x="errors put into the rules (%)",
+        y="% of test captions",
+        title=title,
+        ax=ax,
+    )
+    if ax.get_legend():
+        ax.get_legend().remove()
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)  # fmt: skip
+limits = axes[0].set_ylim(0, 103)
 
 # %% [markdown]
 # ## What the paper says, what the code does
