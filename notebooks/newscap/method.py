@@ -394,7 +394,7 @@ ax.set_yticks(range(len(rows)), rows)
 ax.invert_yaxis()
 xlabel = ax.set(xlabel="all five parts right (% of test captions)", xlim=(0, 103))
 
-# %% mystnb={"figure": {"caption": "Captions that are right (left) and captions that say what their rule says (right), as errors are put into the test rules; means over recorded runs. Only training on rules with errors makes a captioner overrule some of them.", "name": "fig-newscap-worse"}, "image": {"alt": "Two panels of lines over the share of errors in the rules, one line per way of giving the rule"}}
+# %% mystnb={"figure": {"caption": "Captions that are right (left) and captions that say what their rule says (right), as errors are put into the test rules; means over recorded runs. Captions that obey get worse as fast as their rules do; training on rules with errors only lowered both lines at this length of training.", "name": "fig-newscap-worse"}, "image": {"alt": "Two panels of lines over the share of errors in the rules, one line per way of giving the rule"}}
 rows = titled("steering", recorded("steering", "real"))
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.6), sharey=True)
 for ax, name, title in zip(axes, ("right", "obeys"), ("caption right", "caption obeys its rule"), strict=True):  # fmt: skip
