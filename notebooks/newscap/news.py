@@ -237,8 +237,9 @@ axes = plotting.curves(
 
 # %%
 if scale == "full":
-    pipeline.save_pretrained(run.path.parent / f"captioner-{seed}", captioner, tokenizer, names=p["names"], clip=p["clip"],
-                             visual=p["visual"], **decoding)  # fmt: skip
+    where = run.path.parent / f"captioner-{seed}"
+    pipeline.save_pretrained(where, captioner, tokenizer, names=p["names"], clip=clip, visual=p["visual"], **decoding)  # fmt: skip
+
 
 # %%
 path = run.save(

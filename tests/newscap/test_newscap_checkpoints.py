@@ -173,6 +173,22 @@ def test_an_image_and_an_article_in_one_command(captioner, tmp_path, capsys):
     assert "holds no stages.json" in capsys.readouterr().err
 
 
+def test_a_fine_tuned_clip_is_stored_with_the_captioner_and_moves_with_it(captioner, ner, clip, tmp_path):
+    from companion.newscap import pipeline, reduced
+    from companion.newscap.model import RuleBart, RulePrefixConfig
+
+    tuned = f.ClipMatcher(clip)
+    with torch.no_grad():
+        tuned.model.logit_scale.fill_(1.5)
+    model = RuleBart(reduced.pretrained(), RulePrefixConfig(mid=8))
+    tokenizer = pipeline.as_hugging_face(reduced.tokenizer())
+    pipeline.save_pretrained(tmp_path / "here", model, tokenizer, names=ner, clip=tuned, max_length=5)
+    (tmp_path / "here").rename(tmp_path / "there")
+    situation = lambda image: f.Situation("marching")  # noqa: E731
+    again = pipeline.NewsCaptioner.from_pretrained(tmp_path / "there", situation=situation)
+    assert float(again.match.model.logit_scale) == 1.5
+
+
 def test_an_article_longer_than_bart_takes_is_cut_with_a_warning(captioner, ner):
     from companion.newscap.pipeline import NewsCaptioner
 

@@ -116,13 +116,23 @@ def as_hugging_face(tokenizer: Any) -> Any:
     return made
 
 
-def save_pretrained(folder: str | Path, model: RuleBart, tokenizer: Any, *, names: str, clip: str, visual: str = "",
+def save_pretrained(folder: str | Path, model: RuleBart, tokenizer: Any, *, names: str, clip: Any, visual: str = "",
                     **decoding: Any) -> None:  # fmt: skip
-    """Store a trained captioner for `NewsCaptioner.from_pretrained`: model, tokenizer, the other stages' checkpoints
-    (hub names or folders; `visual`: the CLIP of the image vectors, default `clip`) and how to decode (num_beams, ...)."""
+    """Store a trained captioner for `NewsCaptioner.from_pretrained`.
+
+    Args:
+        names: the token classifier's hub name or folder.
+        clip: the entity filter: hub name, folder, or a (fine-tuned) `ClipMatcher`, which is stored too.
+        visual: the CLIP of the image vectors, default `clip`.
+        decoding: num_beams, max_length, length_penalty.
+    """
     folder = Path(folder)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder / "tokenizer")
+    if isinstance(clip, frontend.ClipMatcher):
+        clip.model.save_pretrained(folder / "clip")
+        clip.processor.save_pretrained(folder / "clip")
+        clip = "clip"  # a folder inside this one, so that it may be moved
     stages = {"names": names, "clip": clip, "visual": visual or clip, "decoding": decoding}
     (folder / "stages.json").write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
 
@@ -161,6 +171,9 @@ class NewsCaptioner:
             )
         stages = json.loads((folder / "stages.json").read_text(encoding="utf-8"))
         model = RuleBart.from_pretrained(folder)
+        for part in ("clip", "visual"):
+            if (folder / stages[part]).is_dir():
+                stages[part] = str(folder / stages[part])
         names, clip = names or stages["names"], clip or stages["clip"]
         match = frontend.ClipMatcher(clip) if isinstance(clip, str) else clip
         find = frontend.TokenClassifierNames(names) if isinstance(names, str) else names
