@@ -1,6 +1,6 @@
 """What the rule costs at full size: plain BART, the rule as encoder prefix, as text and as decoder prefix.
 
-    python benchmarks/newscap_cost.py [ARTICLE_TOKENS] [bart-base|bart-large ...]
+    python benchmarks/newscap_cost.py [ARTICLE_TOKENS] [bart-base|bart-large] [none|prefix|text|decoder]
 
 Random weights, random inputs, one thread, one item per step (AdamW, 32 bit on a CPU); each case in a process of its own,
 so that peak memory is its own. Prints a line per case; writes `newscap_cost.json` beside it (cases measured before stay).
@@ -32,22 +32,29 @@ def one(size: str, way: str, article: int) -> None:
     print(json.dumps(cost.dry_run(parameters, 1, article)))
 
 
-def main(article: int, sizes: list[str]) -> None:
-    """Measure all cases of `sizes`."""
-    known = json.loads(OUT.read_text()) if OUT.is_file() else {"cases": {}}
+def main(article: int, sizes: list[str], ways: list[str]) -> None:
+    """Measure the cases of `sizes` and `ways`."""
     for size in sizes:
         for title, way in CASES.items():
+            if way not in ways:
+                continue
             call = [sys.executable, __file__, "--one", size, way, str(article)]
             done = subprocess.run(call, capture_output=True, text=True, check=True)
             found = json.loads(done.stdout.strip().splitlines()[-1])
-            known["cases"][f"{size}, {title}"] = found
             print(f"{size:<11} {title:<24} {found}", flush=True)
+            known = json.loads(OUT.read_text()) if OUT.is_file() else {"cases": {}}
+            known["cases"][f"{size}, {title}"] = found
             known |= {"processor": records.processor(), "threads": 1, "versions": records.versions()}
             records.write_json(OUT, known)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        one(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    words = sys.argv[1:]
+    if words[:1] == ["--one"]:
+        one(words[1], words[2], int(words[3]))
     else:
-        main(int((sys.argv[1:] or ["256"])[0]), sys.argv[2:] or ["bart-base", "bart-large"])
+        main(
+            int((words or ["256"])[0]),
+            words[1:2] or ["bart-base", "bart-large"],
+            words[2:3] or list(CASES.values()),
+        )

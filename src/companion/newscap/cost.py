@@ -82,6 +82,8 @@ def dry_run(parameters: Mapping[str, Any], rows: int = 0, article: int = 0) -> d
     clock = time.perf_counter if on_gpu else time.process_time
     model = captioner(parameters).to(device)
     model.train_only("all" if parameters.get("train_bart", True) else "prefix")
+    if way not in ("prefix", "decoder"):  # the rule's network is built in any case
+        model.rule.requires_grad_(False)
     size = {part: sum(p.numel() for n, p in model.named_parameters() if n.startswith(part))
             for part in ("bart.", "visual", "rule.")}  # fmt: skip
     batch = {k: v.to(device) for k, v in random_batch(rows, article, way).items()}
@@ -104,7 +106,6 @@ def dry_run(parameters: Mapping[str, Any], rows: int = 0, article: int = 0) -> d
     model.generate(**inputs, num_beams=parameters["beams"], max_new_tokens=20, min_new_tokens=20)
     writing = clock() - began
     return {"bart": size["bart."], "image mapper": size["visual"],
-            # the rule's network is built in any case; it counts only where a layer takes its prefixes
             "rule prefix": size["rule."] if way in ("prefix", "decoder") else 0,
             "trainable": training.trainable(model)[0], "items per step": rows, "article tokens": article,
             "step seconds": round(seconds, 3), "captions per second": round(rows / writing, 3), **memory}  # fmt: skip
