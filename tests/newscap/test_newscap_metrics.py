@@ -35,6 +35,21 @@ def test_bleu_agrees_with_sacrebleu_without_its_tokeniser():
     assert 100 * m.bleu(h, r)[3] == pytest.approx(theirs.score, abs=1e-4)
 
 
+def test_rouge_agrees_with_rouge_score_at_its_beta():
+    """rouge-score weighs precision and recall alike; with beta = 1 ours is the same number."""
+    rouge_score = pytest.importorskip("rouge_score.rouge_scorer")
+    from rouge_score.tokenizers import Tokenizer
+
+    class Words(Tokenizer):
+        def tokenize(self, text):
+            return text.split(" ")
+
+    scorer = rouge_score.RougeScorer(["rougeL"], tokenizer=Words())
+    h, r = cleaned()
+    theirs = [scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(h, r, strict=True)]
+    assert m.rouge_l(h, r, beta=1.0) == pytest.approx(theirs, abs=1e-12)
+
+
 def test_longest_common_subsequence_against_the_table():
     import random
 
@@ -102,6 +117,35 @@ def test_rare_proper_nouns_are_those_that_training_never_held():
 def test_meteor_is_none_without_its_jar(monkeypatch):
     monkeypatch.delenv("COMPANION_METEOR_JAR", raising=False)
     assert m.evaluate(HYP, REF)["meteor"] is None
+
+
+JAVA = """#!{python}
+import sys
+seen = 0
+for line in sys.stdin:
+    kind, *parts = line.rstrip("\\n").split(" ||| ")
+    if kind == "SCORE":
+        seen += 1
+        print("stats", len(parts), parts[-1].split()[0], flush=True)
+    else:
+        assert len(parts) == seen
+        print("\\n".join(["0.5"] * seen + [str(len(parts) / 8)]), flush=True)
+"""
+
+
+def test_meteor_talks_to_its_jar_as_the_jar_expects(tmp_path, monkeypatch):
+    """A stand-in for java that speaks the jar's protocol: a line of statistics per SCORE; per EVAL the segments' scores,
+    then the corpus's. It shows the conversation, not METEOR's numbers."""
+    import os
+    import sys
+
+    (tmp_path / "java").write_text(JAVA.format(python=sys.executable))
+    (tmp_path / "java").chmod(0o755)
+    (tmp_path / "meteor-1.5.jar").write_bytes(b"")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert m.meteor(["a b ||| c", *HYP], ["a\nb", *REF], tmp_path / "meteor-1.5.jar") == pytest.approx(5 / 8)
+    monkeypatch.setenv("COMPANION_METEOR_JAR", str(tmp_path / "meteor-1.5.jar"))
+    assert m.evaluate(HYP, REF)["meteor"] == pytest.approx(50.0)
 
 
 def test_twenty_thousand_captions_in_a_minute():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from companion import training
+from companion import tables, training
 from companion.newscap import cost, reduced, world
 from companion.newscap.model import random_bart
 from companion.newscap.rule import Rule
@@ -107,13 +107,52 @@ def test_slot_hits_and_bootstrap():
     assert high == pytest.approx(87.5, abs=2)
 
 
-def test_audit():
+def test_audit_of_captions():
     item, rule = ITEMS[0], GOLD[0]
     outsider = next(n for n in world.names("train") if n not in item.people)
     bystander = list(item.people)[2]
-    caption = f"{item.agent} hugs {outsider} and {bystander} ."
-    found = dict(reduced.supported(caption, item.article, rule, reduced.gazetteer()))
-    assert found == {item.agent: "rule", outsider: "nothing", bystander: "article"}
+    caption = f"{item.agent} hugs {outsider} and {bystander} at {item.place} ."
+    found = reduced.supported([caption], [item], [rule])
+    assert found == {"from_rule": 50.0, "from_article": 25.0, "from_nothing": 25.0}
+
+
+def test_a_caption_states_its_rule_or_not():
+    item, rule = ITEMS[0], GOLD[0]
+    assert reduced.states(item.caption, rule)
+    agent, other = reduced.two_roles(rule.verb)
+    assert not reduced.states(item.caption, rule.edit(swap=(agent, other)))
+    assert not reduced.states(item.caption, rule.edit(verb=next(v for v in world.BY_VERB if v != rule.verb)))
+    assert not reduced.states("nothing", rule)
+
+
+class Perfect:
+    """A captioner that obeys its rule, or (`blind=False`) writes the truth whatever the rule says."""
+
+    condition = reduced.Condition(rule="text")
+
+    def __init__(self, blind, items, given):
+        self.blind, self.items, self.given = blind, items, given
+
+    def captions(self, data, beams=1):
+        text = [reduced.tokenizer().decode(row.tolist(), skip_special_tokens=False) for row in data.article]
+        out = []
+        for line, item in zip(text, self.items, strict=True):
+            rule = Rule.parse(line[line.index("<rule>") : line.index("</rule>") + len("</rule>")])
+            out.append(obeys(rule)(item) if self.blind else item.caption)
+        return out
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_accuracy_and_obedience_part_as_rules_get_worse(blind):
+    work = reduced.Study({"test": ITEMS}, {"test": GOLD}, {"test": torch.zeros(len(ITEMS), 10, 64)})
+    found = reduced.worse_rules(Perfect(blind, ITEMS, GOLD), work, 0)
+    assert found["right_0"] == found["obeys_0"] == found["rule_0"] == 100.0
+    assert "overruled_0" not in found
+    for q in ("10", "30", "50"):
+        assert found[f"rule_{q}"] < 100
+        assert found[f"obeys_{q}"] == (100.0 if blind else found[f"rule_{q}"])
+        assert found[f"right_{q}"] == (found[f"rule_{q}"] if blind else 100.0)
+        assert found[f"overruled_{q}"] == (0.0 if blind else 100.0)
 
 
 def test_the_committed_situation_network_reads_the_test_pictures():
@@ -146,7 +185,8 @@ def test_weights_round_trip(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("rule", "extra"), [("none", 0), ("prefix", 1), ("cross", 1), ("constant", 1), ("text", 0)]
+    ("rule", "extra"),
+    [("none", 0), ("prefix", 1), ("decoder", 1), ("cross", 1), ("constant", 1), ("text", 0)],
 )
 def test_every_condition_trains_a_step(rule, extra):
     condition = reduced.Condition(rule=rule, auxiliary=rule == "none")
@@ -161,16 +201,43 @@ def test_every_condition_trains_a_step(rule, extra):
     assert len(model.captions(data)) == 6
 
 
+FULL = dict(tables.cell("newscap", "goodnews", "rule-prefix", "all", "full").parameters)
+
+
 def test_full_size_models_have_the_known_sizes():
     with torch.device("meta"):
         for name, known in (("bart-base", 139_420_416), ("bart-large", 406_291_456)):
             assert sum(p.numel() for p in random_bart(**cost.SIZES[name]).parameters()) == known
-        base = cost.captioner(
-            {"bart": "facebook/bart-base", "rule": "prefix", "layers": "last3", "mode": "mlp_kv"}
-        )
+        base = cost.captioner(FULL | {"bart": "facebook/bart-base"})
+        large = cost.captioner(FULL)
     assert base.layers == (3, 4, 5)
+    assert large.layers == (9, 10, 11)
     # Linear(768, 512), Linear(512, 2 · 3 · 768), slots, positions, norm
     wanted = 768 * 512 + 512 + 512 * 4608 + 4608 + 4 * 768 + 48 * 768 + 2 * 768
     assert sum(p.numel() for p in base.rule.parameters()) == wanted
+    # one CLIP vector -> 20 positions, and to BART-large's width
+    assert [tuple(m.weight.shape) for m in large.visual.modules() if isinstance(m, torch.nn.Linear)] == [
+        (7680, 768), (15360, 7680), (1024, 768)]  # fmt: skip
     with pytest.raises(ValueError, match="the dry run knows bart-base and bart-large"):
-        cost.captioner({"bart": "t5", "rule": "prefix", "layers": "last3", "mode": "mlp_kv"})
+        cost.captioner(FULL | {"bart": "t5"})
+    with pytest.raises(ValueError, match="rule is 'verse'; choose none, prefix, text, decoder"):
+        cost.captioner(FULL | {"rule": "verse"})
+
+
+@pytest.mark.parametrize("way", cost.WAYS)
+def test_the_dry_run_steps_and_writes(way, monkeypatch):
+    """With a small BART under the full cell's name: the whole of `dry_run`, for each way to give the rule."""
+    monkeypatch.setitem(cost.SIZES, "bart-large", {
+        "vocab_size": 50265, "d_model": 4, "encoder_layers": 4, "decoder_layers": 3, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8})  # fmt: skip
+    monkeypatch.setattr(cost, "CLIP_WIDTH", 6)
+    report = cost.dry_run(FULL | {"rule": way, "beams": 2, "train_bart": way != "text"}, rows=2, article=12)
+    assert (report["rule prefix"] > 0) == (way in ("prefix", "decoder"))
+    assert report["image mapper"] == 6 * 60 + 60 + 60 * 120 + 120 + 6 * 4 + 4 + 20 * 4
+    assert report["captions per second"] > 0
+    assert (report["trainable"] > report["bart"]) == (way != "text")
+
+
+def test_the_dry_run_is_for_the_full_scale():
+    with pytest.raises(ValueError, match="the dry run is for the full scale"):
+        cost.dry_run({"rule": "prefix"})
