@@ -96,11 +96,8 @@ outcome = {
     "parameters": report["parameters"] / 1e6,
     "step_s": report["step seconds"],
     "tokens_s": report["training tokens per second"],
+    "answers_s": report["answers per second"],
     "rss_gib": report["rss_mib"] / 1024,
 }
-if "answers per second, beam 5" in report:
-    outcome["answers_s"] = report["answers per second, beam 5"]
-if report.get("device_mib"):
-    outcome["device_gib"] = report["device_mib"] / 1024
 run.save(outcome, notes={k: str(v) for k, v in report.items()})
 print("recorded:", ", ".join(outcome))
