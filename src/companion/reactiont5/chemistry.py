@@ -47,8 +47,7 @@ def canonical(smiles: str) -> str | None:
 def _bare(form: str) -> str:
     """`form` without brackets that say nothing: `[CH3][Mg+]` becomes `C[Mg+]`, a radical stays as it is.
 
-    Recent RDKit versions put atoms beside a metal in brackets. The released models were trained on the shorter text,
-    and old files hold it.
+    Recent RDKit versions put atoms beside a metal in brackets; the public reaction files hold the shorter text.
     """
     from rdkit import Chem
 
