@@ -69,7 +69,7 @@ for name, value in report.items():
 # %% [markdown]
 # ## Where the parameters are
 
-# %% mystnb={"figure": {"caption": "Parameters of the published forward model by part: feed-forward layers first, attention close behind; the vocabulary is so small that both embeddings together are invisible.", "name": "fig-reactiont5-cost"}, "image": {"alt": "Horizontal bars of millions of parameters for embeddings, attention, feed-forward and norms of encoder and decoder"}}
+# %% mystnb={"figure": {"caption": "Parameters of the published forward model by part: feed-forward layers first, attention close behind; the vocabulary is so small that embedding and head are hardly visible.", "name": "fig-reactiont5-cost"}, "image": {"alt": "Horizontal bars of millions of parameters for embeddings, attention, feed-forward and norms of encoder and decoder"}}
 with torch.device("meta"):
     full = model.T5(cost.full_size("forward"))
 parts = {}

@@ -1,10 +1,12 @@
 """Small networks on real reactions: vocabulary, starts, ranks that count beams, and the choice of the epoch."""
 
+import json
+
 import pytest
 import torch
 
-from companion.reactiont5 import metrics, selection, tasks, train, uspto
-from companion.reactiont5.chemistry import Row
+from companion.reactiont5 import metrics, pretrain, selection, tasks, train, uspto
+from companion.reactiont5.chemistry import Row, canonical
 from companion.reactiont5.hub import ReactionT5
 from companion.reactiont5.model import ReactionYield
 from companion.reactiont5.predict import Prediction
@@ -17,8 +19,6 @@ def test_the_larger_vocabulary_keeps_the_smaller_ids():
 
 
 def test_grown_starts_answer_like_the_stored_model_on_old_tokens():
-    from companion.reactiont5 import pretrain
-
     small, large = pretrain.small_model("reaction").eval(), uspto.start("world", "forward", 0).eval()
     ids = torch.tensor([small_ids := train.tokenizer().encode("REACTANT:CCOREAGENT: ")])
     with torch.no_grad():
@@ -28,10 +28,28 @@ def test_grown_starts_answer_like_the_stored_model_on_old_tokens():
         uspto.start("magic", "forward", 0)
 
 
-def test_stored_patent_models_load():
-    for task in uspto.LONGEST:
-        model = uspto.start("real", task, 0)
-        assert model.config.vocab == len(uspto.tokenizer())
+def stored(task):
+    return (pretrain.WEIGHTS / f"uspto-{task}.json").is_file()
+
+
+@pytest.mark.parametrize("task", [t for t in uspto.LONGEST if stored(t)])
+def test_recorded_patent_pretraining_adds_up(task):
+    record = json.loads((pretrain.WEIGHTS / f"uspto-{task}.json").read_text())
+    counts = record["counts"]
+    assert counts["read"] == counts["leaked"] + counts["too long"] + counts["used"] + 100
+    assert counts["read"] <= uspto.POOL
+    exact = record["curves"]["valid_exact"]
+    assert exact[-1][0] == record["steps"]
+    assert exact[-1][1] > exact[0][1]
+
+
+def test_the_small_patent_model_knows_an_ether_synthesis():
+    row = Row("ClCCCBr.O=Cc1ccc(O)cc1Cl", "O=Cc1ccc(OCCCCl)cc1Cl", reagent="CC#N.O=C([O-])[O-].[K+].[K+]")
+    model = uspto.start("real", "forward", 0)
+    found = uspto.answers(model, uspto.pairs([row], "forward").ids, "forward")[0]
+    assert row.product in [canonical(text) for text in found]
+    other = uspto.start("world", "forward", 0)  # RDKit's reactions alone are not enough
+    assert row.product != canonical(uspto.answers(other, uspto.pairs([row], "forward").ids, "forward")[0][0])
 
 
 def test_only_short_reactions_fit():
