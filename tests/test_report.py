@@ -118,3 +118,26 @@ def test_the_address_is_written_nowhere_else():
     if done.returncode == 128:
         pytest.skip("not a Git checkout")
     assert set(done.stdout.split()) <= {"_config.yml", "workflow/publish.py", "tests/test_report.py"}
+
+
+def test_benchmarks_show_what_was_stored_and_say_what_was_not(tmp_path, monkeypatch):
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "fast.py").write_text('"""Fast against slow: `python`."""\n')
+    (folder / "later.py").write_text('"""Never run."""\n')
+    stored = {"ratio": 3.25, "rows": {"ours": {"seconds": 2, "identical": True}, "theirs": {"seconds": 6.5}}}
+    (folder / "fast.json").write_text(
+        json.dumps(stored | {"processor": "a processor", "versions": {"torch": "2"}})
+    )
+    monkeypatch.setattr(report.records, "checkout", lambda: tmp_path)
+    page = BeautifulSoup(report.benchmarks(), "lxml")
+    assert [h.text for h in page.find_all("h2")] == ["Fast against slow", "Never run."]
+    cells = [[c.text for c in row.find_all(["th", "td"])] for row in page.find_all("tr")]
+    assert cells == [
+        ["ratio", "3.25"],
+        ["", "seconds", "identical"],
+        ["ours", "2", "yes"],
+        ["theirs", "6.5", "–"],
+    ]
+    assert "a processor, torch 2" in page.text
+    assert "Not measured yet." in page.text

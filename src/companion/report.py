@@ -168,27 +168,107 @@ def _test(claim: tables.Claim) -> str:
 
 
 def claims(papers: list[str] | None = None) -> Html:
-    """Every claim with its verdict at every scale that has records."""
+    """Every claim with its verdict at every scale that has records; grouped by paper when there are several."""
+    names = papers or tables.available()
     lines = []
-    for name in papers or tables.available():
+    for name in names:
         paper = tables.paper(name)
         found = records.read(records.evidence_folder(), name)
+        if len(names) > 1:
+            lines.append(
+                f'<tr class="group"><th scope="rowgroup" colspan="2">{html.escape(paper.short)}</th></tr>'
+            )
         for claim in paper.claims:
             scales = [s for s in tables.SCALES if claim.table and s in paper.tables[claim.table].scales
                       and any(r["run"]["scale"] == s and r["run"]["table"] == claim.table for r in found)]  # fmt: skip
-            for scale in scales or ["–"]:
-                finding = (
-                    tables.judge(claim, paper, scale, found) if scale != "–" else tables.Finding("not tested")
+            findings = []
+            for scale in scales:
+                finding = tables.judge(claim, paper, scale, found)
+                seeds = (
+                    f", {finding.seeds} seeds" if finding.seeds > 1 else ", 1 seed" if finding.seeds else ""
                 )
-                kind = finding.verdict.replace(" ", "-")
-                note = f"<br><small>{html.escape(claim.note)}</small>" if claim.note else ""
-                lines.append(
-                    f'<tr><th scope="row">{html.escape(paper.short)}</th><td>{html.escape(claim.text)}{note}'
-                    f"<br><small>{html.escape(claim.source)}; test: {html.escape(_test(claim))}</small></td>"
-                    f"<td>{scale}</td><td>{_effect(finding, claim)}"
-                    + (f"<br><small>{finding.seeds} seeds</small>" if finding.seeds else "")
-                    + f'</td><td><span class="verdict {kind}">{finding.verdict}</span></td></tr>'
-                )
-    return Html('<div class="results"><table><thead><tr><th scope="col">paper</th><th scope="col">claim and test</th>'
-                '<th scope="col">scale</th><th scope="col">effect</th><th scope="col">verdict</th></tr></thead>'
+                findings.append(_verdict(finding.verdict, f"{scale}: {_effect(finding, claim)}{seeds}"))
+            note = f"<br><small>{html.escape(claim.note)}</small>" if claim.note else ""
+            lines.append(
+                f'<tr><th scope="row">{html.escape(claim.text)}{note}'
+                f"<br><small>{html.escape(claim.source)}; test: {html.escape(_test(claim))}</small></th>"
+                f"<td>{'<br>'.join(findings or [_verdict('not tested')])}</td></tr>"
+            )
+    return Html('<div class="results claims"><table><thead><tr><th scope="col">claim and its test</th>'
+                '<th scope="col">verdict, with the effect and its 95 % interval over seeds</th></tr></thead>'
                 f"<tbody>{''.join(lines)}</tbody></table></div>")  # fmt: skip
+
+
+def _verdict(verdict: str, small: str = "") -> str:
+    kind = verdict.replace(" ", "-")
+    after = f"<br><small>{html.escape(small)}</small>" if small else ""
+    return f'<span class="verdict {kind}">{verdict}</span>{after}'
+
+
+def benchmarks() -> Html:
+    """Every script of `benchmarks/` with the numbers it stored beside itself (`<name>.json`), or "not measured here".
+
+    A stored file is a JSON object: plain values, and objects or lists of objects that become tables; `processor`,
+    `gpu`, `threads` and `versions` say where it was measured. Outside a checkout: an empty page.
+    """
+    import ast
+    import json
+
+    root = records.checkout()
+    parts = []
+    for script in sorted((root / "benchmarks").glob("*.py")) if root else []:
+        about = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or script.stem).split(":")[
+            0
+        ]
+        parts.append(f"<h2>{html.escape(about)}</h2>"
+                     f"<p><code>python benchmarks/{script.name}</code></p>")  # fmt: skip
+        stored = script.with_suffix(".json")
+        if not stored.is_file():
+            parts.append("<p>Not measured yet.</p>")
+            continue
+        found = json.loads(stored.read_text(encoding="utf-8"))
+        where = [found.pop("processor", None), (found.pop("gpu", None) or {}).get("name")]
+        threads, versions = found.pop("threads", None), found.pop("versions", {})
+        plain = {k: v for k, v in found.items() if not isinstance(v, dict | list)}
+        if plain:
+            parts.append(_rows({k: {"": v} for k, v in plain.items()}))
+        parts += [_nested(k, v) for k, v in found.items() if k not in plain]
+        where.append(f"{threads} thread{'s' if threads != 1 else ''}" if threads else None)
+        where += [f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions]
+        parts.append(f"<p><small>{html.escape(', '.join(filter(None, where)))}</small></p>")
+    return Html("".join(parts))
+
+
+def _nested(title: str, thing: Any) -> str:
+    """A table for an object of objects or a list of objects; anything deeper gets a table of its own below."""
+    rows = thing if isinstance(thing, dict) else {str(k + 1): v for k, v in enumerate(thing)}
+    rows = {k: v if isinstance(v, dict) else {"": v} for k, v in rows.items()}
+    flat = {k: {c: x for c, x in v.items() if not isinstance(x, dict)} for k, v in rows.items()}
+    deep = [(f"{title}, {k}, {c}", x) for k, v in rows.items() for c, x in v.items() if isinstance(x, dict)]
+    return (_rows(flat, title) if any(flat.values()) else "") + "".join(_nested(*one) for one in deep)
+
+
+def _rows(rows: dict[str, dict[str, Any]], caption: str = "") -> str:
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    head = "".join(f'<th scope="col">{html.escape(c.replace("_", " "))}</th>' for c in columns)
+    head = f"<thead><tr><th></th>{head}</tr></thead>" if any(columns) else ""
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(name.replace("_", " "))}</th>'
+        + "".join(f"<td>{html.escape(_short(row.get(c)))}</td>" for c in columns)
+        + "</tr>"
+        for name, row in rows.items()
+    )
+    caption = f"<caption>{html.escape(caption.replace('_', ' '))}</caption>" if caption else ""
+    return f'<div class="results"><table>{caption}{head}<tbody>{body}</tbody></table></div>'
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return ", ".join(map(_short, value)) if isinstance(value, list) else str(value)
