@@ -17,8 +17,8 @@
 #
 # One run of this notebook takes one **start** (a row: pre-trained on reactions, on molecules only, or not at all),
 # fine-tunes a fresh copy of it on each number of examples, and counts exact matches. At the reduced scale the task
-# is a reaction type that pre-training never saw; at full scale the same cells load the released checkpoints and the
-# public benchmarks. The [walk-through](method.ipynb) explains every step.
+# is a reaction type that pre-training never saw; at real scale it is short patent reactions; at full scale the same
+# cells load the released checkpoints and the public benchmarks. The [walk-through](method.ipynb) explains every step.
 
 # %% tags=["hide-input"]
 # Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.
@@ -41,16 +41,16 @@ if importlib.util.find_spec("companion") is None:
     )
 
 # %% tags=["parameters"]
-table = "few-shot-world"  # few-shot-world; forward, retrosynthesis, forward-few-shot or retro-few-shot at full
-row = (
-    "reaction"  # reaction, compound or scratch; compoundt5, reactiont5, ... at full
-)
-column = "all"  # all numbers of examples in one run; 10, 30, ... in the published few-shot tables
-scale = "reduced"  # reduced (seconds, CPU) or full (a GPU, the released weights and the public files)
+table = "few-shot-world"  # few-shot-world, few-shot-budget; few-shot-uspto at real; forward, retrosynthesis, forward-few-shot or retro-few-shot at full
+row = "reaction"  # reaction, compound or scratch; real, world at real; compoundt5, ... at full
+column = "all"  # all numbers of examples in one run; forward, retrosynthesis at real; 10, 30, ... in the published tables
+scale = "reduced"  # reduced (seconds, CPU), real (minutes, CPU, public files) or full (a GPU, the released weights and the public files)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
 # %%
+import matplotlib.pyplot as plt
+
 from companion import plotting, records, tables, training
 from companion.reactiont5 import tasks
 
@@ -58,7 +58,7 @@ plotting.theme()
 cell = tables.cell("reactiont5", table, row, column, scale)
 run = records.Run(cell, seed, record_dir)
 p = run.parameters
-training.seed_everything(seed, threads=1 if scale == "reduced" else None)
+training.seed_everything(seed, threads=None if scale == "full" else 1)
 
 # %% [markdown]
 # ## Reactions
@@ -81,6 +81,9 @@ for r in split.test[:2]:
 # %% [markdown]
 # ## Fine-tune and score
 #
+# Ranks are beams, as in the published evaluation: an unreadable or repeated beam uses up its rank. *First readable* is
+# what `predict` would give: the best beam that is a molecule.
+#
 # Each number of examples starts from the same weights again. Steps and learning rate are the same for all starts,
 # the last weights are kept, and no validation labels are used: the official few-shot runs choose their best epoch on
 # the full validation set, which is far more labels than $n$.
@@ -100,20 +103,28 @@ for n, steps in zip(counts, limits, strict=True):
         losses[f"{n} examples"] = fitted.curves["loss"]
     found, answers[n] = tasks.score(engine, split.test, p)
     mark = f"_{n}" if len(counts) > 1 else ""
-    for k, value in found.top.items():
-        outcome[f"top{k}{mark}"] = 100 * value
-    outcome[f"invalid{mark}"] = 100 * found.invalid
+    outcome |= {f"{name}{mark}": value for name, value in found.items()}
     print(
-        f"{n:>4} examples: top-1 {100 * found.top[1]:5.1f} %   top-5 {100 * found.top[5]:5.1f} %   "
-        f"invalid {100 * found.invalid:5.1f} %"
+        f"{n:>4} examples: top-1 {found['top1']:5.1f} %   top-5 {found['top5']:5.1f} %   "
+        f"first readable {found['usable1']:5.1f} %   unreadable beams {found['invalid']:5.1f} %"
     )
 
-# %% mystnb={"figure": {"caption": "Training loss of this start for each number of examples. The results page compares the starts.", "name": "fig-reactiont5-few-shot"}, "image": {"alt": "Cross-entropy over fine-tuning steps, one line per number of examples"}}
-axes = (
-    plotting.curves(losses, y="cross-entropy", title=f"{row}: fine-tuning")
-    if losses
-    else None
-)
+# %% mystnb={"figure": {"caption": "This start. Left: training loss for each number of examples. Right: what that many examples bring on unseen reactions. The walk-through compares the starts.", "name": "fig-reactiont5-few-shot"}, "image": {"alt": "Left: cross-entropy over fine-tuning steps, one line per number of examples. Right: share of right answers and of unreadable beams over the number of examples"}}
+fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6))
+plotting.curves(losses, y="cross-entropy", title=f"{row}: fine-tuning", ax=left)
+if len(counts) > 1:
+    shown = {"top-1": "top1", "top-5": "top5", "unreadable beams": "invalid"}
+    plotting.curves(
+        {k: [(n, outcome[f"{v}_{n}"]) for n in counts] for k, v in shown.items()},
+        x="examples",
+        y="%",
+        title=f"{len(split.test)} test reactions",
+        ax=right,
+    )
+    right.set_xscale("symlog", linthresh=10)
+    right.set_xticks(counts, [str(n) for n in counts])
+else:
+    right.axis("off")
 
 # %% [markdown]
 # ## What it answers

@@ -42,7 +42,7 @@ if importlib.util.find_spec("companion") is None:
 
 # %% tags=["parameters"]
 table = "leakage"  # the table of papers/reactiont5.toml
-row = "uspto-50k"  # uspto-50k, mit-in-mit, mit-50k or t5chem-mit
+row = "uspto-50k"  # uspto-50k, mit-in-mit, mit-50k, uspto-15k, t5chem-mit, bh-random, bh-test1 or small
 column = "all"  # all keys in one run
 scale = "real"  # the public files, minutes on one core
 seed = 0  # nothing is random here
@@ -52,7 +52,7 @@ record_dir = ""  # folder for the record; empty: runs/ of the checkout
 import os
 
 from companion import records, tables
-from companion.reactiont5 import data, leakage
+from companion.reactiont5 import data, leakage, uspto
 
 cell = tables.cell("reactiont5", table, row, column, scale)
 run = records.Run(cell, seed, record_dir)
@@ -75,6 +75,19 @@ readers = {
     "uspto-mit-valid": lambda n: data.read_uspto_mit("valid", most=n),
     "uspto-mit-test": lambda n: data.read_uspto_mit("test", most=n),
     "t5chem-train": lambda n: data.read_t5chem("product", "train", most=n),
+    "uspto-15k-train": lambda n: data.read_uspto_15k("train", most=n),
+    "small-train": lambda n: uspto.reactions("forward")[::2],
+    "small-test": lambda n: (
+        uspto.split({"task": "forward", "pool": 200, "tests": 200}, 0)[1],
+        "drawn from the test part",
+    ),
+} | {
+    f"bh-{sheet}-{part}": lambda n, sheet=sheet, part=part: (
+        getattr(data.read_buchwald_hartwig(sheet), part),
+        "official split",
+    )
+    for sheet in ("FullCV_01", "Test1")
+    for part in ("train", "test")
 }
 if here:
     before, first = readers[p["before"]](p["rows"])

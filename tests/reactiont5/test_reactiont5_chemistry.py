@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 import tarfile
 import zipfile
 
@@ -20,6 +21,18 @@ def test_canonical_and_why_not():
     assert "valence" in why_not("C(C)(C)(C)(C)C").lower()
     assert strip_maps("[CH3:1][OH:2]") == ("[CH3][OH]", 2)
     assert merge("A", "", None, " B ") == "A.B"
+
+
+@pytest.mark.parametrize(("mapped", "plain", "form"), [
+    ("[CH3:1][Mg+:2]", "C[Mg+]", "C[Mg+]"),
+    ("[CH2:1]([Li:2])[CH2:3][CH2:4][CH3:5]", "[Li]CCCC", "[Li]CCCC"),
+    ("[Cu:1][I:2]", "I[Cu]", "[Cu]I"),
+    ("[c:1]1([Zn+:9])[cH:2][cH:3][nH:4][cH:6]1", "[Zn+]c1cc[nH]c1", "[Zn+]c1cc[nH]c1"),
+    ("[O:1]=[N:2][O:3]", "O=N[O]", "[O]N=O"),
+    ("[CH3].[CH3][Mg+]", "C[Mg+].[CH3]", "[CH3].C[Mg+]"),
+])  # fmt: skip
+def test_atoms_beside_a_metal_need_no_brackets_and_radicals_keep_theirs(mapped, plain, form):
+    assert canonical(strip_maps(mapped)[0]) == canonical(plain) == canonical(form) == form
 
 
 def test_clean_counts_everything_it_drops_or_changes():
@@ -193,6 +206,48 @@ def test_one_hot_gives_unseen_levels_no_column():
     assert x.tolist() == [[1, 0, 1], [0, 1, 1]]
     assert z.tolist() == [[0, 0, 1]]
     assert baselines.fingerprints([Row("CC", "CCO")]).shape == (1, 900)
+
+
+def test_molecules_that_take_part_are_codes_without_an_order():
+    x, z = baselines.present([("a", "b"), ("b", "c")], [("c", "z"), ("b", "a")])
+    assert x.tolist() == [[1, 1, 0], [0, 1, 1]]
+    assert z.tolist() == [[0, 0, 1], [1, 1, 0]]
+
+
+def test_constant_columns_are_left_out():
+    x, z = baselines.varying(np.array([[1, 0, 2], [1, 1, 2]]), np.array([[0, 5, 6]]))
+    assert x.tolist() == [[0], [1]]
+    assert z.tolist() == [[5]]
+
+
+def test_drfp_is_optional(monkeypatch):
+    rows = [Row("CCBr.N", "CCN", reagent="[Na+].[OH-]"), Row("CCO", "CC=O")]
+    monkeypatch.setitem(sys.modules, "drfp", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps drfp"):
+        baselines.drfp(rows)
+    monkeypatch.undo()
+    pytest.importorskip("drfp")
+    found = baselines.drfp(rows, bits=512)
+    assert found.shape == (2, 512)
+    assert (found[0] != found[1]).any()
+
+
+def test_suzuki_split_is_the_order_of_the_file(tmp_path):
+    path = tmp_path / "suzuki.tsv"
+    lines = [f"Brc1ccccc1.OB(O){'C' * k}.O>>c1ccccc1{'C' * k}\t0.{k}" for k in range(1, 10)]
+    path.write_text("rxn\ty\n" + "\n".join(lines) + "\n")
+    split = data.read_suzuki_split(path)
+    assert [len(part) for part in (split.train, split.test, split.train_factors)] == [6, 3, 6]
+    assert [round(r.yield_percent) for r in split.test] == [70, 80, 90]
+    assert split.train_factors[0] == ("Brc1ccccc1", "CB(O)O", "O")
+    path.write_text("rxn\ty\nC>>C\t0.1\nC>>C\t0.1\n")
+    with pytest.raises(ValueError, match="1 of 2 rows were refused"):
+        data.read_suzuki_split(path)
+
+
+def test_random_splits_are_numbered_by_seed():
+    assert [data.sheet_of("bh-FullCV", s) for s in (0, 9, 10)] == ["FullCV_01", "FullCV_10", "FullCV_01"]
+    assert data.sheet_of("bh-Test3", 5) == "Test3"
 
 
 # --- the world ----------------------------------------------------------------------------------------

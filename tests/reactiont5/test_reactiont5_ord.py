@@ -1,11 +1,14 @@
-"""ORD's protobuf files, written here byte by byte from the schema's field numbers."""
+"""ORD's files: written here byte by byte from the schema's field numbers, and by the library ord-schema."""
 
 import gzip
 import struct
+from pathlib import Path
 
 import pytest
 
 from companion.reactiont5 import ord as room
+
+DATA = Path(__file__).parent / "data"  # tiny_ord.*: four reactions, written by ord-schema 0.9.6
 
 
 def varint(n):
@@ -71,3 +74,53 @@ def test_other_files_are_refused(tmp_path, content, said):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=said):
         room.read_ord(path)
+
+
+@pytest.mark.parametrize("name", ["tiny_ord.pb.gz", "tiny_ord.parquet"])
+def test_files_written_by_ord_schema(name):
+    kept, report = room.read_ord(DATA / name)
+    first = kept[0]
+    assert (first.reactant, first.product) == ("CCBr.N", "CCN")  # a by-product is not a product
+    assert (first.reagent, first.catalyst, first.solvent) == ("O=C([O-])[O-].[K+].[K+]", "[Pd]", "CO")
+    assert [r.yield_percent for r in kept[:1]] == [87.5]
+    assert kept[-1].reactant == "CC(=O)Cl.CN"  # neither the work-up nor the internal standard
+    assert report.read == 4
+    assert report.counts["yield outside 0 to 100"] == 1
+    assert report.counts["compounds without a role left out"] == 1
+    assert [r.yield_percent for r in room.read_ord(DATA / name, task="yield")[0]] == [87.5, 0.0]
+
+
+def test_a_folder_is_read_whole_and_a_csv_by_its_suffix(tmp_path):
+    kept, report = room.read_ord(DATA)
+    assert report.read == 8
+    assert report.counts["exact duplicate"] == len(kept) == 3
+    (tmp_path / "x.csv").write_text("REACTANT,PRODUCT\nCBr.N,CN\n")
+    assert room.read_any(tmp_path / "x.csv")[0][0].product == "CN"
+    with pytest.raises(ValueError, match=r"no \.pb"):
+        room.read_ord(tmp_path)
+
+
+def test_another_parquet_file_is_refused(tmp_path):
+    import pandas as pd
+
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="not ORD's Parquet export"):
+        room.read_ord(tmp_path / "x.parquet")
+
+
+def test_the_reader_agrees_with_ord_schema():
+    helpers = pytest.importorskip("ord_schema.message_helpers")
+    from ord_schema.proto import dataset_pb2, reaction_pb2
+
+    name = {v: k for k, v in reaction_pb2.ReactionRole.ReactionRoleType.items()}
+    theirs = helpers.load_message(str(DATA / "tiny_ord.pb.gz"), dataset_pb2.Dataset)
+    for message_, raw in zip(theirs.reactions, room.messages(DATA / "tiny_ord.pb.gz"), strict=True):
+        row, want = room.reaction(raw), {}
+        for part in message_.inputs.values():
+            for c in part.components:
+                want.setdefault(name[c.reaction_role], set()).add(helpers.smiles_from_compound(c))
+        for role in ("REACTANT", "REAGENT", "SOLVENT", "CATALYST"):
+            have = {s for s in row[role].split(".") if s}
+            assert have == {s for text in want.get(role, ()) for s in text.split(".")}
+        assert row["PRODUCT"] == helpers.smiles_from_compound(message_.outcomes[0].products[0])
+        assert row["id"] == message_.reaction_id

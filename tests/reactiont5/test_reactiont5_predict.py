@@ -44,9 +44,10 @@ def test_answers_are_distinct_canonical_and_ranked(engine):
 def test_different_spellings_give_one_merged_answer(engine):
     tok = engine.tokenizer
     sequences = [tok.encode(s)[:-1] for s in ("OCC", "CCO", "C1CC", "C(C)O")]
-    answers, invalid = room._answers(engine, sequences, [-0.3, -0.1, -0.2, -0.4], 5)
+    answers, invalid, raw = room._answers(engine, sequences, [-0.3, -0.1, -0.2, -0.4], 5)
     assert answers == [room.Candidate("CCO", -0.1, 3)]
     assert invalid == 1
+    assert raw == ["OCC", "CCO", "C1CC", "C(C)O"]
 
 
 def test_batches_and_repeats_do_not_matter(engine):

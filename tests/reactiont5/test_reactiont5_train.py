@@ -40,7 +40,7 @@ def test_stored_weights_are_close_and_small(tmp_path):
     assert back.keys() == model.state_dict().keys()
     for name, w in model.state_dict().items():
         assert (w - back[name]).abs().max() <= w.abs().max() / 127
-    assert sum(f.stat().st_size for f in pretrain.WEIGHTS.glob("*.safetensors")) < 2 * 2**20
+    assert sum(f.stat().st_size for f in pretrain.WEIGHTS.glob("*.safetensors")) < 3 * 2**20
 
 
 def test_recorded_pretraining_is_of_this_world():
@@ -111,7 +111,7 @@ def test_compound_start_gets_the_reaction_tokens(tmp_path):
     small = T5Config(vocab=221, d_model=16, d_ff=16, d_kv=8, heads=2, encoder_layers=1, decoder_layers=1)
     folder = tmp_path / "CompoundT5"
     ReactionT5(T5(small), PublishedTokenizer("compound"), "compound").save_pretrained(folder)
-    p = {"task": "forward", "start": str(folder), "as_published": True}
+    p = {"task": "forward", "data": "uspto-mit", "start": str(folder), "as_published": True}
     engine = tasks.start(p, 0)
     assert len(engine.tokenizer) == engine.model.config.vocab == 268
     assert engine.tokenizer.unknown("CC.O") == 0

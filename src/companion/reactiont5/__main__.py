@@ -22,8 +22,11 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--top", type=int, default=5)
     p.add_argument("--batch-size", type=int, default=32)
     p = sub.add_parser("leakage", help="how much of a test file a pre-training file knows")
-    p.add_argument("pretraining", help="CSV in the ORD schema (REACTANT, PRODUCT, ...)")
-    p.add_argument("test", help="CSV in the same schema")
+    p.add_argument(
+        "pretraining",
+        help="CSV in the ORD schema (REACTANT, PRODUCT, ...), .pb.gz, .parquet or a folder of them",
+    )
+    p.add_argument("test", help="the same")
     args = top.parse_args(argv)
     try:
         if args.command == "predict":
@@ -35,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
             print(predict_csv(args.source, args.target, engine, **options))
         else:
             from companion.reactiont5 import leakage
-            from companion.reactiont5.data import read_ord_csv
+            from companion.reactiont5.ord import read_any
 
-            before, first = read_ord_csv(args.pretraining)
-            after, second = read_ord_csv(args.test)
+            before, first = read_any(args.pretraining)
+            after, second = read_any(args.test)
             print(f"{args.pretraining}: {first}\n{args.test}: {second}\n")
             print(leakage.table(leakage.leakage_report(before, after)))
     except (ValueError, OSError) as error:

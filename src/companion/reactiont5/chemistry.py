@@ -12,6 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 MAP = re.compile(r":\d+(?=\])")
+# an atom that needs no brackets, in brackets: RDKit writes so beside a metal (recent versions), and for radicals
+NEEDLESS = re.compile(r"\[(Cl|Br|[BCNOPSFI]|[cnops])H?\d?\]")
 ROLES = ("CATALYST", "REACTANT", "REAGENT", "SOLVENT", "PRODUCT")
 
 
@@ -36,7 +38,30 @@ def canonical(smiles: str) -> str | None:
         return None
     with quiet():
         molecule = Chem.MolFromSmiles(smiles.strip())
-        return Chem.MolToSmiles(molecule) if molecule is not None else None
+        if molecule is None:
+            return None
+        form = Chem.MolToSmiles(molecule)
+        return _bare(form) if NEEDLESS.search(form) else form
+
+
+def _bare(form: str) -> str:
+    """`form` without brackets that say nothing: `[CH3][Mg+]` becomes `C[Mg+]`, a radical stays as it is.
+
+    Recent RDKit versions put atoms beside a metal in brackets; the public reaction files hold the shorter text.
+    """
+    from rdkit import Chem
+
+    def same(text: str) -> bool:
+        molecule = Chem.MolFromSmiles(text)
+        return molecule is not None and Chem.MolToSmiles(molecule) == form
+
+    if same(short := NEEDLESS.sub(r"\1", form)):
+        return short
+    text, at = form, 0
+    while found := NEEDLESS.search(text, at):
+        short = text[: found.start()] + found[1] + text[found.end() :]
+        text, at = (short, found.start() + 1) if same(short) else (text, found.end())
+    return text
 
 
 def why_not(smiles: str) -> str:

@@ -107,15 +107,16 @@ def from_mapped(lines: Iterable[str], first_row: int = 1) -> tuple[list[Row], Re
 
 
 def read_uspto_mit(
-    part: str = "test", path: str | Path | None = None, most: int = 0
+    part: str = "test", path: str | Path | None = None, most: int = 0, skip: int = 0
 ) -> tuple[list[Row], Report]:
     """USPTO-MIT as distributed with rexgen (`train` 409,035, `valid` 30,000, `test` 40,000), roles from atom maps.
 
-    `most` reads only the first rows.
+    `most` reads only the first rows (0: all), `skip` leaves the first rows of those out.
     """
     if part not in ("train", "valid", "test"):
         raise ValueError(f"part is {part!r}; choose train, valid or test")
-    return from_mapped(_tar_lines(_path(path, f"uspto_mit_rexgen_{part}.txt.tar.gz"), f"{part}.txt", most))
+    lines = _tar_lines(_path(path, f"uspto_mit_rexgen_{part}.txt.tar.gz"), f"{part}.txt", most)
+    return from_mapped(lines[skip:], first_row=skip + 1)
 
 
 def read_uspto_15k(
@@ -214,6 +215,12 @@ def amination_product(halide: str) -> str:
     return products.pop()
 
 
+def sheet_of(source: str, seed: int) -> str:
+    """The sheet of `bh-Test1`, ...; `bh-FullCV` is the random split number `seed` + 1 of ten."""
+    name = source.removeprefix("bh-")
+    return f"FullCV_{seed % 10 + 1:02d}" if name == "FullCV" else name
+
+
 @lru_cache(maxsize=32)
 def read_buchwald_hartwig(sheet: str = "Test1", path: str | Path | None = None) -> YieldSplit:
     """The C-N coupling yields of Ahneman et al. in one of the official splits: FullCV_01 to 10, Test1 to Test4.
@@ -256,6 +263,21 @@ def read_suzuki(path: str | Path | None = None) -> tuple[list[Row], Report]:
     return clean(({"REACTANT": a, "PRODUCT": b, "YIELD": y} for (a, b), y in rows), share=True, first_row=2)
 
 
+def read_suzuki_split(path: str | Path | None = None) -> YieldSplit:
+    """The public random split number 0: the file's first 70 % are for training. A reaction's factors are its molecules.
+
+    Raises ValueError where rows would be lost, because the split is the order of rows.
+    """
+    rows, report = read_suzuki(path)
+    if report.kept != report.read:
+        raise ValueError(
+            f"Suzuki yields: {report.read - report.kept} of {report.read} rows were refused; the split is lost"
+        )
+    cut = int(0.7 * len(rows))
+    factors = [tuple(components(r.reactant)) for r in rows]
+    return YieldSplit(rows[:cut], rows[cut:], factors[:cut], factors[cut:])
+
+
 def read_suzuki_factors(path: str | Path | None = None) -> tuple[list[tuple[str, ...]], list[float]]:
     """Perera et al.'s workbook: (reactant 1, reactant 2, ligand, base, solvent) names and the yield in percent."""
     import pandas as pd
@@ -271,6 +293,6 @@ def read_suzuki_factors(path: str | Path | None = None) -> tuple[list[tuple[str,
 
 __all__ = [
     "YieldSplit", "amination_product", "from_mapped", "read_buchwald_hartwig", "read_ord_csv", "read_suzuki",
-    "read_suzuki_factors", "read_t5chem", "read_uspto_15k", "read_uspto_50k", "read_uspto_50k_mapped", "read_uspto_mit",
-    "split_roles", "strip_maps",
+    "read_suzuki_factors", "read_suzuki_split", "read_t5chem", "read_uspto_15k", "read_uspto_50k", "read_uspto_50k_mapped", "read_uspto_mit",
+    "sheet_of", "split_roles", "strip_maps",
 ]  # fmt: skip

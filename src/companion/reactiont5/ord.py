@@ -1,7 +1,9 @@
-"""The Open Reaction Database's own files (`*.pb.gz`): a reader of its protobuf schema without further packages.
+"""The Open Reaction Database's own files (`*.pb.gz`, `*.parquet`), read without further packages.
 
 Field numbers are those of `ord_schema/proto/reaction.proto` and `dataset.proto` (Apache 2.0). Only what the paper
-uses is read: roles, SMILES, yields; everything else is skipped by its length.
+uses is read: roles, SMILES, yields; everything else is skipped by its length. The Parquet export holds the same
+messages, one per row, in its column `reaction`. The tests compare this reader with files that the library ord-schema
+(0.9.6) wrote, and with the library itself where it is installed.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from companion.reactiont5.chemistry import Report, Row, clean
+from companion.reactiont5.data import read_ord_csv
 
 # ReactionRole.ReactionRoleType; workups and standards take no part in the paper's strings
 ROLE = {0: "NoData", 1: "REACTANT", 2: "REAGENT", 3: "SOLVENT", 4: "CATALYST", 8: "PRODUCT"}
@@ -100,23 +103,54 @@ def reaction(data: bytes) -> dict[str, Any]:
     } | {"YIELD": max(yields) if yields else None}
 
 
-def read_ord(path: str | Path, task: str = "forward") -> tuple[list[Row], Report]:
-    """The reactions of one ORD data set file (`.pb` or `.pb.gz`), cleaned for `task`.
+def messages(path: Path) -> list[bytes]:
+    """The serialised `Reaction` messages of one ORD data set file. Raises ValueError for other files."""
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-    Raises ValueError for a file that is no protobuf, such as a Git LFS pointer.
-    """
-    path = Path(path)
-    data = path.read_bytes()
-    if data.startswith(b"version https://git-lfs"):
+        try:
+            return pq.read_table(path, columns=["reaction"])["reaction"].to_pylist()
+        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+            raise ValueError(
+                f"{path.name} is not ORD's Parquet export: {str(error).splitlines()[0]}"
+            ) from None
+    content = path.read_bytes()
+    if content.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path.name} is a Git LFS pointer, not the data; fetch it with `git lfs pull`")
     try:
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-        rows = [reaction(part) for number, part in fields(data) if number == 3]
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        return [part for number, part in fields(content) if number == 3]
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path.name} is not an ORD data set: {error}") from None
+
+
+def read_ord(path: str | Path, task: str = "forward") -> tuple[list[Row], Report]:
+    """The reactions of an ORD data set file (`.pb`, `.pb.gz`, `.parquet`), or of all in a folder, cleaned for `task`.
+
+    Raises ValueError for a file that is no ORD data set, such as a Git LFS pointer, and for a folder without any.
+    """
+    path = Path(path)
+    files = [path]
+    if path.is_dir():
+        files = sorted(f for kind in ("*.pb", "*.pb.gz", "*.parquet") for f in path.rglob(kind))
+        if not files:
+            raise ValueError(f"{path}: no .pb, .pb.gz or .parquet file in this folder")
+    rows = []
+    for file in files:
+        found = messages(file)
+        try:
+            rows += [reaction(part) for part in found]
+        except (ValueError, TypeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file.name} is not an ORD data set: {error}") from None
     need = ("REACTANT", "PRODUCT", "YIELD") if task == "yield" else ("REACTANT", "PRODUCT")
     kept, report = clean(rows, need=need, share=False)
     if lost := sum(bool(r["NoData"]) for r in rows):
         report.note("compounds without a role left out", "the file's own gap", lost)
     return kept, report
+
+
+def read_any(path: str | Path, task: str = "forward") -> tuple[list[Row], Report]:
+    """A table in the ORD schema (`.csv`) or the database's own files, by suffix."""
+    return read_ord_csv(path, task) if Path(path).suffix == ".csv" else read_ord(path, task)

@@ -34,6 +34,7 @@ class Prediction:
 
     input: str = ""
     candidates: list[Candidate] = field(default_factory=list)
+    raw: list[str] = field(default_factory=list)  # text of every beam, best first, unchecked
     invalid: int = 0  # beams whose text is no molecule
     yield_percent: float | None = None
     problem: str = ""
@@ -95,7 +96,8 @@ def predict(model: ReactionT5 | str | Path, reactants: Sequence[str], reagents: 
         found = {t: _answers(engine, s, p, top) for t, s, p in zip(texts, sequences, scores, strict=True)}
         for row in rows:
             if not row.problem and row.input in found:
-                row.candidates, row.invalid = list(found[row.input][0]), found[row.input][1]
+                candidates, row.invalid, raw = found[row.input]
+                row.candidates, row.raw = list(candidates), list(raw)
     return rows
 
 
@@ -184,17 +186,20 @@ def _padded(rows: Sequence[Sequence[int]], least: int = 0) -> torch.Tensor:
     return out
 
 
-def _answers(engine: ReactionT5, sequences: list, scores: list, top: int) -> tuple[list[Candidate], int]:
+def _answers(
+    engine: ReactionT5, sequences: list, scores: list, top: int
+) -> tuple[list[Candidate], int, list]:
+    """Merged candidates, number of unreadable beams, text of every beam."""
     merged: dict[str, list[float]] = {}
-    invalid = 0
-    for sequence, score in zip(sequences, scores, strict=True):
-        form = canonical(engine.tokenizer.decode(sequence))
+    invalid, raw = 0, [engine.tokenizer.decode(sequence) for sequence in sequences]
+    for text, score in zip(raw, scores, strict=True):
+        form = canonical(text)
         if form is None:
             invalid += 1
         else:
             merged.setdefault(form, []).append(score)
     ranked = sorted(merged.items(), key=lambda item: -max(item[1]))
-    return [Candidate(s, max(p), len(p)) for s, p in ranked[:top]], invalid
+    return [Candidate(s, max(p), len(p)) for s, p in ranked[:top]], invalid, raw
 
 
 # --- CSV ----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from companion import training
-from companion.reactiont5 import baselines, data, pretrain, train, world
+from companion.reactiont5 import baselines, data, pretrain, train, uspto, world
 from companion.reactiont5.chemistry import Row
 from companion.reactiont5.hub import ReactionT5
 from companion.reactiont5.metrics import Accuracy, accuracy
@@ -34,14 +34,16 @@ def as_row(r: world.Reaction) -> Row:
 
 
 def split(p: Mapping[str, Any], seed: int) -> Split:
-    """The reactions of `p["data"]`: world (type `kind`), uspto-mit, uspto-50k or a Buchwald-Hartwig sheet."""
+    """The reactions of `p["data"]`: world (type `kind`), uspto-small, uspto-mit, uspto-50k or a Buchwald-Hartwig sheet."""
     source = p["data"]
     if source == "world":
         found = world.with_yields(world.reactions(p["kind"], p["tests"] + p["pool"], seed), seed)
         rows = [as_row(r) for r in found]
         return Split(rows[p["tests"] :], rows[: p["tests"]])
+    if source == "uspto-small":
+        return Split(*uspto.split(p, seed))
     if source.startswith("bh-"):
-        sheet = data.read_buchwald_hartwig(source.removeprefix("bh-"))
+        sheet = data.read_buchwald_hartwig(data.sheet_of(source, seed))
         return Split(_shuffled(sheet.train, seed), sheet.test)
     if source == "uspto-50k":
         return Split(
@@ -53,7 +55,7 @@ def split(p: Mapping[str, Any], seed: int) -> Split:
         # the 409,000 training reactions are not in the public copy; asking for none needs no file
         return Split(_shuffled(data.read_uspto_mit("train")[0], seed) if p["most"] else [], test)
     raise ValueError(
-        f"data {source!r} does not exist; choose world, uspto-mit, uspto-50k, bh-Test1, ..., bh-FullCV_10"
+        f"data {source!r} does not exist; choose world, uspto-small, uspto-mit, uspto-50k, bh-Test1, ..., bh-FullCV"
     )
 
 
@@ -67,8 +69,13 @@ def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def start(p: Mapping[str, Any], seed: int) -> ReactionT5:
-    """A fresh start model with its tokenizer: reaction, compound or scratch (small), or a released checkpoint."""
+    """A fresh start model with its tokenizer: reaction, compound or scratch (small), or a released checkpoint.
+
+    With the data uspto-small the small starts are those of `uspto.start`.
+    """
     task, name = p["task"], p["start"]
+    if p["data"] == "uspto-small":
+        return ReactionT5(uspto.start(name, task, seed), uspto.tokenizer(), task)
     if "/" not in name and not Path(name).is_dir():
         return ReactionT5(pretrain.small_model(name, seed), train.tokenizer(), task)
     engine = ReactionT5.from_pretrained(name, task="compound" if "Compound" in name else task)
@@ -113,19 +120,28 @@ def fine_tune(
     )
 
 
-def score(engine: ReactionT5, rows: Sequence[Row], p: Mapping[str, Any]) -> tuple[Accuracy, list]:
-    """Exact match and invalidity on `rows`, and the predictions themselves. Invalid beams count as wrong ranks."""
+def score(engine: ReactionT5, rows: Sequence[Row], p: Mapping[str, Any]) -> tuple[dict[str, float], list]:
+    """Percentages on `rows`, and the predictions themselves.
+
+    `top1`, `top2`, `top3`, `top5` and `invalid` as published: ranks are beams, an unreadable or repeated beam uses up
+    its rank. `usable1`: the first readable answer is right, which is what a user of `predict` gets.
+    """
     engine.model.eval()
     retro = engine.task == "retrosynthesis"
     first = [r.product if retro else r.reactant for r in rows]
     found = predict(engine, first, None if retro else [r.conditions() for r in rows], beams=p["beams"], top=p["beams"],
                     batch_size=100, longest_answer=p["longest_answer"])  # fmt: skip
-    # duplicates and invalid beams are merged and dropped for a chemist; the paper counts all beams in the invalidity
-    answers = [[c.smiles for c in f.candidates] for f in found]
     target = [r.reactant if retro else r.product for r in rows]
-    merged = accuracy(target, answers)
-    invalid = sum(f.invalid for f in found) / (len(found) * p["beams"])
-    return Accuracy(merged.top, invalid, merged.targets, merged.bad_targets), found
+    return percentages(
+        accuracy(target, [f.raw for f in found]), sum(f.best == t for f, t in zip(found, target, strict=True))
+    ), found
+
+
+def percentages(found: Accuracy, usable: int) -> dict[str, float]:
+    """An `Accuracy` and the number of right first readable answers as a record's metrics."""
+    shares = {f"top{k}": v for k, v in found.top.items()}
+    shares |= {"usable1": usable / found.targets, "invalid": found.invalid}
+    return {name: 100 * value for name, value in shares.items()}
 
 
 # --- yields -------------------------------------------------------------------------------------------
