@@ -25,7 +25,7 @@ def mean_pool(H: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
 
 class LinearProbe(nn.Module):
     """A linear classifier on the first token ("cls") or on the mean; pairs encoded apart give
-    [u, v, |u - v|, u v] of the two means (or first tokens)."""
+    ``[u, v, |u - v|, u v]`` of the two means (or first tokens)."""
 
     def __init__(self, width: int, labels: int, pool: str = "mean", pairs: bool = False) -> None:
         super().__init__()
