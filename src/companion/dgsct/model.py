@@ -164,7 +164,8 @@ class CrossModalPrompt(nn.Module):
             nn.init.normal_(self.spatial_score.weight, std=1 / self.spatial_score.in_features)
 
     def remapped(self, g: Tensor) -> Tensor:
-        """Step 1: `g [N, K, D]` -> `[N, L, C]`; the cheaper of the two orders of the same two linear maps."""
+        """Step 1: `g [N, K, D]` -> `[N, L, C]`; the published order of the two linear maps, or the other where it saves
+        at least a quarter of the work (in the audio units half of it)."""
         c, wide = self.config, self.remap_width
         if c.remap == "bicubic":
             side, new = int(self.guide_length**0.5), int(self.length**0.5)
@@ -172,7 +173,7 @@ class CrossModalPrompt(nn.Module):
             return F.interpolate(grid, size=(new, new), mode="bicubic").flatten(2).transpose(1, 2)
         tokens = self.remap_tokens
         L, K, C, D = self.length, self.guide_length, wide.out_features, wide.in_features
-        if L * K * D + L * D * C <= K * D * C + L * K * C:
+        if 0.75 * (L * K * D + L * D * C) < K * D * C + L * K * C:
             return wide(tokens(g.transpose(1, 2)).transpose(1, 2))
         # W_ch (W_tok g + b 1ᵀ) = W_tok (g W_chᵀ) + b (W_ch 1)ᵀ
         once = torch.outer(tokens.bias, wide.weight.sum(1)) + wide.bias
@@ -189,25 +190,29 @@ class CrossModalPrompt(nn.Module):
             tokens = self.latents + torch.softmax(self.latents @ g.transpose(1, 2), -1) @ g  # R [N, M, C]
             x = x + self.latent_gate * (torch.softmax(x @ tokens.transpose(1, 2), -1) @ tokens)
         guide = g.mean(1)  # [N, C]
-        weight, channel, spatial, temporal, seen = 1.0, None, None, None, x
+        weight, channel, spatial, temporal, seen = None, None, None, None, x
         pool = x.new_full((len(x), 1, self.length), 1 / self.length)
         if c.channel:
             # the guide's factor does not depend on the token, so it leaves the mean
             joint = F.relu(self.channel_guide(guide)) * F.relu(self.channel_input(x)).mean(1)
             channel = torch.sigmoid(self.channel_up(F.relu(self.channel_down(joint))))[:, None]
             seen = x * (1 + channel)
-            weight = weight + c.alpha * (channel - 1)
+            weight = c.alpha * channel
         if c.spatial:
             # W_s (a ⊙ b) = a (W_s ⊙ b): one product instead of an [N, L, C/2] copy
             key = F.relu(self.spatial_guide(guide)) * self.spatial_score.weight
             score = F.relu(self.spatial_input(seen)) @ key[:, :, None] + self.spatial_score.bias
             spatial = torch.sigmoid(score)
             pool = torch.softmax(torch.tanh(score).transpose(1, 2), -1)
-            weight = weight + c.beta * spatial
+            weight = c.beta * spatial if weight is None else weight + c.beta * spatial
         if c.gamma:
             temporal = torch.sigmoid(self.temporal(guide))[:, None]
-            weight = weight + c.gamma * temporal
-        return self._bottleneck(x * weight), Maps(pool, channel, spatial, temporal)
+            weight = c.gamma * temporal if weight is None else weight + c.gamma * temporal
+        if weight is not None:
+            # added last and one by one, as published: where a token leaves the bottleneck silent, the LayerNorm after
+            # it magnifies rounding errors 300 times, and any other order of these sums would show
+            x = x * weight.add_(1).sub_(c.alpha if c.channel else 0.0)
+        return self._bottleneck(x), Maps(pool, channel, spatial, temporal)
 
     def _bottleneck(self, x: Tensor) -> Tensor:
         """Steps 9 and 10; BatchNorm is over frames and tokens together."""
@@ -257,8 +262,9 @@ def load_official(unit: CrossModalPrompt, state: Mapping[str, Tensor]) -> CrossM
             )
         new[name] = state[theirs].reshape(value.shape)
         used.add(theirs)
-    # S4's published units own a token map that their bicubic re-mapping never uses
+    # segmentation's published units own a LayerNorm that they skip, S4's also a token map
     unused = OFFICIAL_UNUSED + (("conv_adapter",) if unit.config.remap == "bicubic" else ())
+    unused += () if unit.config.norm_before else ("ln_before",)
     if left := [k for k in state if k not in used and not k.startswith(unused)]:
         raise ValueError(f"the published unit holds {left[0]!r}, which this config does not use")
     unit.load_state_dict(new)
@@ -276,6 +282,8 @@ class Encoded(NamedTuple):
     pool_visual: Tensor  # [N, 1, L_v]
     pool_audio: Tensor  # [N, 1, L_a]
     maps: list[dict[str, Maps]]  # per pair: visual_1, audio_1, visual_2, audio_2 (only when asked for)
+    # vision at the end of each stage, before patch merging, [N, L_s, C_s] (only when asked for)
+    stages: tuple[Tensor, ...] = ()
 
     def pooled(self, by: str = "map") -> tuple[Tensor, Tensor]:
         """One vector per frame and modality: `[N, C_v]`, `[N, C_a]`; by the guided "map" or the "mean"."""
@@ -355,7 +363,7 @@ class DualGuidedEncoder(nn.Module):
         return [p for group in groups if group is not None for p in group.parameters()]
 
     def forward(self, images: Any, sounds: Any, *, guide: str | Callable[[Tensor], Tensor] = "other",
-                keep_maps: bool = False) -> Encoded:  # fmt: skip
+                keep_maps: bool = False, keep_stages: bool = False) -> Encoded:  # fmt: skip
         """Encode frames and their sounds together.
 
         Args:
@@ -363,15 +371,19 @@ class DualGuidedEncoder(nn.Module):
             guide: "other" (the method), "none" (guides are zeros: the same units unguided), or a function that
                 maps a guide `[N, K, D]` to another, e.g. one that shuffles frames.
             keep_maps: also return every unit's maps.
+            keep_stages: also return vision at the end of each stage (what masks are decoded from); the last one
+                carries the tower's final norm.
         """
         change = {"other": lambda g: g, "none": torch.zeros_like}.get(guide, guide)
         if not callable(change):
             raise ValueError(f"guide is {guide!r}; choose other, none or a function")
         v, a = self.visual.embed(images), self.audio.embed(sounds)
+        ends = {sum(self.visual.depths[: s + 1]) for s in range(len(self.visual.depths))}
         if len(v) != len(a):
             raise ValueError(f"{len(v)} frames but {len(a)} sounds; each frame needs one second of sound")
         at_v = at_a = 0
         kept: list[dict[str, Maps]] = []
+        stages: list[Tensor] = []
         found: dict[str, Maps] = {}
 
         def prompts(k: int, place: int, v: Tensor, a: Tensor) -> tuple[Tensor | float, Tensor | float]:
@@ -405,15 +417,18 @@ class DualGuidedEncoder(nn.Module):
                 v, a = v + dv, a + da
                 dv, da = prompts(k, 2, v, a)
                 v, a = self.visual.mix(i, v) + dv, a + da
+            if keep_stages and i + 1 in ends:
+                stages.append(v)
             v, a = self.visual.reduce(i, v), self.audio.reduce(j, a)
             at_v, at_a = i + 1, j + 1
             if keep_maps:
                 kept.append(dict(found))
         v = self.visual.finish(self.visual.run(v, at_v, len(self.visual.shapes)))
+        if keep_stages:
+            stages[-1:] = [v]
         a = self.audio.finish(self.audio.run(a, at_a, len(self.audio.shapes)))
-        return Encoded(
-            v, a, *(self._pool(found.get(f"{side}_2"), x) for side, x in (("visual", v), ("audio", a))), kept
-        )
+        pools = [self._pool(found.get(f"{side}_2"), x) for side, x in (("visual", v), ("audio", a))]
+        return Encoded(v, a, *pools, kept, tuple(stages))
 
     @staticmethod
     def _pool(maps: Maps | None, x: Tensor) -> Tensor:

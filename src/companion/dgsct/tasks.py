@@ -99,18 +99,18 @@ class AVEHead(nn.Module):
     def loss(self, out: AVEOutput, labels: Tensor, background: int = 28, as_published: bool = True) -> Tensor:
         """Sum of four terms. `labels [B, T]` with `background` where nothing happens.
 
-        As published the gates' product, already a probability, goes through a second sigmoid; else it does not.
+        As published the gates' product, already a probability, goes through a second sigmoid; else it does not. A
+        video without any event (AVE has one) has no class, and only the terms per segment.
         """
         present = (labels != background).float()
         category = labels.masked_fill(labels == background, -1).amax(1)
-        if (category < 0).any():
-            raise ValueError(
-                "a video without any event cannot be used in supervised training; every AVE video has one"
-            )
         gate = (F.binary_cross_entropy_with_logits(out.gate, present) if as_published
                 else F.binary_cross_entropy(out.gate, present))  # fmt: skip
-        return (F.binary_cross_entropy_with_logits(out.event, present) + gate
-                + F.cross_entropy(out.category, category) + F.cross_entropy(out.activation, category))  # fmt: skip
+        loss = F.binary_cross_entropy_with_logits(out.event, present) + gate
+        if (named := category >= 0).any():
+            loss = loss + F.cross_entropy(out.category[named], category[named])
+            loss = loss + F.cross_entropy(out.activation[named], category[named])
+        return loss
 
 
 class AVVPHead(nn.Module):
@@ -268,6 +268,11 @@ class AVQAHead(nn.Module):
         weight = torch.softmax(v @ a[..., None], 2)  # [B, T, 36, 1]
         return self.grounded(torch.tanh(torch.cat([visual.mean(2), (weight * v).sum(2)], -1)))
 
+    def matching(self, visual: Tensor, audio: Tensor) -> Tensor:
+        """Match logits `[B, T, 2]` of any frames `[B, T, 36, D]` with any sounds `[B, T, audio]`."""
+        a = self.audio_2(F.relu(self.audio_1(audio)))
+        return self.match(torch.cat([a, self.ground(visual, a)], -1))
+
     def forward(self, visual: Tensor, audio: Tensor, question: Tensor) -> tuple[Tensor, Tensor]:
         """Answer logits `[B, 42]` and match logits `[B, T, 2]` (does this sound belong to this frame?)."""
         _, (h, c) = self.question(torch.tanh(self.words(question)).transpose(0, 1))
@@ -287,40 +292,3 @@ class AVQAHead(nn.Module):
     def loss(answer: Tensor, match: Tensor, truth: Tensor, belongs: Tensor) -> Tensor:
         """CE(answer) + 0.5 CE(match); `belongs [B, T]` 1 where sound and frame are of one video."""
         return F.cross_entropy(answer, truth) + 0.5 * F.cross_entropy(match.flatten(0, 1), belongs.flatten())
-
-
-class AVSHead(nn.Module):
-    """Masks of sounding objects from the four stages' maps: sound-gated in time, fused by sound, decoded coarse to fine.
-
-    A compact decoder in AVSBench's layout (non-local audio-visual fusion per stage, then top-down fusion); not
-    its layers one by one. `maps`: four `[N, C_i, H_i, W_i]`, fine to coarse; `audio [N, audio]`.
-    """
-
-    def __init__(self, widths: tuple[int, ...] = (192, 384, 768, 1536), audio: int = 768, hidden: int = 256,
-                 gamma: float = 0.05) -> None:  # fmt: skip
-        super().__init__()
-        self.gamma = gamma
-        self.inputs = nn.ModuleList(nn.Conv2d(w, hidden, 1) for w in widths)
-        self.sound = nn.Linear(audio, hidden)
-        self.gate = TemporalGate(hidden, hidden // 2, hidden // 2)
-        self.out = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=1) for _ in widths)
-        self.mask = nn.Sequential(nn.Conv2d(hidden, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1))
-
-    def forward(self, maps: list[Tensor], audio: Tensor, segments: int = 5, size: int = 224) -> Tensor:
-        """Mask logits `[N, size, size]` for N = B x segments frames."""
-        sound = self.sound(audio)
-        gate = self.gate(sound.view(-1, segments, sound.shape[-1]))[0].reshape(-1, 1, 1, 1)
-        x = None
-        for k in reversed(range(len(maps))):
-            level = self.inputs[k](maps[k]) * (1 + self.gamma * gate)
-            level = level + level * torch.sigmoid((level * sound[:, :, None, None]).mean(1, keepdim=True))
-            x = level if x is None else level + F.interpolate(x, level.shape[-2:], mode="bilinear")
-            x = F.relu(self.out[k](x))
-        return F.interpolate(self.mask(x), (size, size), mode="bilinear").squeeze(1)
-
-    @staticmethod
-    def loss(logits: Tensor, truth: Tensor, segments: int = 5, first_only: bool = False) -> Tensor:
-        """BCE on masks `[N, H, W]`; `first_only` uses each clip's first frame (S4 training has no other masks)."""
-        if first_only:
-            logits, truth = logits[::segments], truth[::segments]
-        return F.binary_cross_entropy_with_logits(logits, truth.float())
