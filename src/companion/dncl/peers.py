@@ -100,9 +100,13 @@ def _gplearn(name: str, x: np.ndarray, y: np.ndarray, seconds: float, seed: int,
         model.fit(x, y)
         spent = time.process_time() - at
     variables = {f"X{j}": s for j, s in enumerate(_symbols())}
-    functions = {"add": lambda p, q: p + q, "sub": lambda p, q: p - q, "mul": lambda p, q: p * q,
-                 "div": lambda p, q: p / q, "sqrt": sympy.sqrt, "log": sympy.log, "sin": sympy.sin, "cos": sympy.cos,
-                 "exp": sympy.exp}  # fmt: skip
+    # gplearn takes the magnitude under roots and logarithms; for plain numbers it must be written, too
+    size = lambda p: abs(p) if p.is_number else p  # noqa: E731
+    functions = {
+        "add": lambda p, q: p + q, "sub": lambda p, q: p - q, "mul": lambda p, q: p * q, "div": lambda p, q: p / q,
+        "sqrt": lambda p: sympy.sqrt(size(p)), "log": lambda p: sympy.log(size(p)), "sin": sympy.sin,
+        "cos": sympy.cos, "exp": sympy.exp,
+    }  # fmt: skip
     return model.predict, sympy.sympify(str(model._program), locals=variables | functions)
 
 
@@ -154,7 +158,7 @@ def same_form(found: sympy.Expr, problem: Problem) -> bool:
     """
     try:
         ids, values, _, _ = parse(str(found), [f"x{j + 1}" for j in range(problem.x.shape[1])])
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         return False
     free = ids.count(ex.CONST)
     try:
