@@ -14,6 +14,8 @@ def pytest_configure(config):
         os.environ["COMPANION_TEST_RUNS"] = tempfile.mkdtemp(prefix="companion-tests-")
     os.environ["COMPANION_RUNS"] = os.environ["COMPANION_TEST_RUNS"]
     os.environ.pop("COMPANION_CACHE", None)
+    # public data, where there are any, only for the tests that ask for them under this name
+    os.environ.setdefault("COMPANION_TEST_DATA", os.environ.get("COMPANION_DATA", ""))
     os.environ.pop("COMPANION_DATA", None)
 
 

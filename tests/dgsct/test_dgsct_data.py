@@ -11,8 +11,10 @@ import torch
 from companion.dgsct import data, world
 from companion.dgsct.audio import LogMel, read_clip, repeat_to
 
-REAL = Path(os.environ.get("COMPANION_DATA", "/nowhere")) / "av" / "annotations"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="COMPANION_DATA has no av/annotations")
+REAL = Path(os.environ.get("COMPANION_TEST_DATA") or "/nowhere") / "av" / "annotations"
+needs_real = pytest.mark.skipif(
+    not REAL.is_dir(), reason="COMPANION_DATA names no folder with av/annotations"
+)
 
 
 def write(path, text):

@@ -312,7 +312,7 @@ def test_pre_training_and_task_glyphs_differ_and_bad_styles_are_named():
 
 
 @pytest.mark.skipif(
-    "COMPANION_TEST_DATA" not in os.environ, reason="needs the public sets: COMPANION_TEST_DATA"
+    not os.environ.get("COMPANION_TEST_DATA"), reason="COMPANION_DATA names no folder with the public sets"
 )
 def test_public_sets_have_their_published_sizes(monkeypatch):
     monkeypatch.setenv("COMPANION_DATA", os.environ["COMPANION_TEST_DATA"])
