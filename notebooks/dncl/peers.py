@@ -15,8 +15,8 @@
 # %% [markdown]
 # # DN-CL: regressors side by side
 #
-# One run of this notebook gives one **row** of a table: one regressor, the same points and the same wall-clock time
-# per problem as every other, on all suites and noise levels of the table's columns. Noise is on the training targets
+# One run of this notebook fills one cell: one regressor (the **row**) on one suite at one noise level (the
+# **column**), on the same points and with the same CPU time per problem as every other. Noise is on the training targets
 # only; every formula is judged on clean test points.
 
 # %% tags=["hide-input"]
@@ -42,12 +42,14 @@ if importlib.util.find_spec("companion") is None:
 # %% tags=["parameters"]
 table = "peers"  # peers, selection or feynman: a table of papers/dncl.toml
 row = "regressor"  # regressor, no-network, gplearn, operon, linear, forest, ...
-column = "all"  # one run fills all columns
-scale = "reduced"  # reduced (a second per problem, few problems) or real (all)
+column = "nguyen-0.1"  # a suite and a noise level, e.g. constant-0.05
+scale = "reduced"  # reduced (a second per problem, few problems) or real (all equations)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
 # %%
+import matplotlib.pyplot as plt
+
 from companion import plotting, records, tables, training
 from companion.dncl import peers, suites
 
@@ -56,7 +58,6 @@ cell = tables.cell("dncl", table, row, column, scale)
 run = records.Run(cell, seed, record_dir)
 p = run.parameters
 training.seed_everything(seed, threads=1)
-etas = [float(e) for e in p["etas"].split()]
 
 # %% [markdown]
 # ## Problems
@@ -72,7 +73,7 @@ chosen = [
 ]
 for equation in chosen[:6]:
     print(f"{equation.name:<12} {equation.formula}")
-print(len(chosen), "equations,", len(etas), "noise levels")
+print(len(chosen), "equations, noise level", p["eta"])
 
 # %% [markdown]
 # ## Fit and judge
@@ -80,65 +81,38 @@ print(len(chosen), "equations,", len(etas), "noise levels")
 # %%
 judged = []
 for equation in chosen:
-    for eta in etas:
-        problem = suites.problem(
-            equation, eta, seed, points=p["points"], most=p["most"]
-        )
-        options = {"eta": eta} if p["regressor"] == "operon" else {}
-        got = peers.answer(p["regressor"], problem, p["seconds"], seed, options)
-        line = peers.judge(problem, got)
-        judged.append(
-            {"suite": equation.suite, "problem": equation.name, "eta": eta} | line
-        )
+    problem = suites.problem(
+        equation, p["eta"], seed, points=p["points"], most=p["most"]
+    )
+    options = {"eta": p["eta"]} if p["regressor"] == "operon" else {}
+    got = peers.answer(p["regressor"], problem, p["seconds"], seed, options)
+    judged.append({"problem": equation.name} | peers.judge(problem, got))
 
 # %%
-for line in judged[:16]:
-    mark = (
-        "recovered"
-        if line["recovery"]
-        else "form     "
-        if line["form"]
-        else "         "
-    )
+for line in judged:
+    mark = "recovered" if line["recovery"] else "form" if line["form"] else ""
     print(
-        f"{line['problem']:<12} eta {line['eta']:<5g} R² {line['r2']:6.3f} {mark} {line['formula'][:48]}"
+        f"{line['problem']:<12} R² {line['r2']:6.3f} {mark:<9} {line['formula'][:52]}"
     )
 
-# %% mystnb={"figure": {"caption": "Share of problems recovered (SRBench's symbolic solution) by this run's regressor, for each noise level.", "name": "fig-dncl-peers"}, "image": {"alt": "Lines of recovery over the noise level, one per suite"}}
-curves = {
-    suite: [
-        [
-            eta,
-            peers.summary(
-                [j for j in judged if j["suite"] == suite and j["eta"] == eta]
-            )["recovery"],
-        ]
-        for eta in etas
-    ]
-    for suite in dict.fromkeys(j["suite"] for j in judged)
-}
-axes = plotting.curves(
-    curves,
-    x="noise level",
-    y="recovered, %",
-    title=f"{row}, {p['seconds']:g} s per problem",
+# %% mystnb={"figure": {"caption": "The last problem of this run: noisy training points, clean test points, and what was found there.", "name": "fig-dncl-peers"}, "image": {"alt": "Scatter of predicted against true values on clean test points, close to the diagonal"}}
+axes = plt.subplots(figsize=(4.2, 4.0))[1]
+truth = problem.test_y.numpy()
+axes.plot(
+    [truth.min(), truth.max()], [truth.min(), truth.max()], color="0.7", zorder=0
 )
-_ = axes.set_ylim(-5, 105)
+axes.plot(
+    truth, got.predict(problem.test_x.numpy()), ".", color=plotting.PALETTE[0]
+)
+axes.set(xlabel="true value", ylabel="predicted", title=f"{equation.name}: {row}")
+_ = axes.set_aspect("equal", adjustable="datalim")
 
 # %% [markdown]
 # ## Record
 
 # %%
-outcome = {}
-for eta in etas:
-    here = [j for j in judged if j["eta"] == eta]
-    for suite in ["all", *curves]:
-        part = [j for j in here if suite in ("all", j["suite"])]
-        outcome |= {
-            f"{name}_{suite}_{eta:g}": v for name, v in peers.summary(part).items()
-        }
-outcome["seconds"] = sum(j["seconds"] for j in judged) / len(judged)
+outcome = peers.summary(judged)
 path = run.save(
     outcome, data=[e.formula for e in chosen], notes={"formulas": judged}
 )
-print({k: round(v, 1) for k, v in outcome.items() if k.startswith("recovery")})
+print({k: round(v, 1) for k, v in outcome.items()})

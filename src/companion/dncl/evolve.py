@@ -15,7 +15,6 @@ Shape letters: P subtrees, n points, C constants.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -116,7 +115,7 @@ class Search:
         x: points `[n, D]`, y: targets `[n]`, float64.
         weight: `[n]`, 1 / sigma^2 up to a factor; with `known` the factor is 1 and chi-square takes the place of
             n log(mean square).
-        deadline: `time.monotonic()` value after which no new round begins.
+        deadline: `constants.clock()` value after which no new round begins.
         polish: the same for the last fit of the best formulas.
     """
 
@@ -180,7 +179,7 @@ class Search:
                 continue
             seen.add(key)
             new.append((ids, guess, fixed))
-        if not new or time.monotonic() > self.deadline:
+        if not new or fitting.clock() > self.deadline:
             return []
         x, y, w = self.tensors
         out = fitting.fit([f[0] for f in new], x, y, w, restarts=restarts or c.restarts,
@@ -656,15 +655,15 @@ class Search:
         self.fit(seeds)
         best, stale = math.inf, 0
         expanded: set[tuple[Ids, tuple[bool, ...]]] = set()
-        if c.rounds and time.monotonic() < self.deadline:
+        if c.rounds and fitting.clock() < self.deadline:
             self.start_library()
             self.fit([one for one in self.alone() if ex.CONST in one[0][2:]][:400])
             self.fit(self.templates())
-            sums = self.fit(self.sums()) if time.monotonic() < self.deadline else []
+            sums = self.fit(self.sums()) if fitting.clock() < self.deadline else []
             if c.snap:
                 self.snap(sorted(sums, key=lambda f: f.score)[:6])
         for _ in range(c.rounds):
-            if time.monotonic() > self.deadline:
+            if fitting.clock() > self.deadline:
                 break
             self.learn([s for f in self.elite[:25] for s in self.subtrees(f)])
             children = self.pair()

@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 
@@ -319,21 +320,38 @@ def train(
 
 
 def export(size: Size, folder: Path, out: Path) -> Path:
-    """The EMA weights (float16 safetensors) with their record (`.json`) as files of `out`; returns the weights' path."""
+    """The EMA weights of the newest checkpoint (float16 safetensors), and their record (`.json`), as files of `out`.
+
+    Does not train; ValueError where there is no checkpoint.
+    """
     from safetensors.torch import save_file
 
-    net, fitted, finished = train(size, folder, minutes=0.0, cpu=True)
+    states = [s for k in (0, 1) if (s := training.load_checkpoint(folder / f"phase-{k}"))]
+    if not states:
+        raise ValueError(f"{folder} holds no checkpoint; train first")
+    net = DNCL(size.model)
+    net.load_state_dict(
+        {k.removeprefix("module."): v for k, v in states[-1]["averaged"].items() if k != "n_averaged"}
+    )
+    curves: dict[str, list[list[float]]] = {}
+    steps = seconds = examples = 0
+    for state in states:
+        part, step, spent, seen_sets = state["out"]
+        for name, points in part.items():
+            curves.setdefault(name, []).extend([s + steps, round(v, 4)] for s, v in points)
+        steps, seconds, examples = steps + step, seconds + spent, examples + seen_sets
+    seen, held = pool_of(size.pool, size.skeletons, size.seed)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{size.name}.safetensors"
     save_file({k: v.detach().half().contiguous().clone() for k, v in net.state_dict().items()}, path)
-    seen, held = pool_of(size.pool, size.skeletons, size.seed)
-    record = {
-        "recipe": asdict(size), "steps": fitted.step, "data_sets": fitted.examples, "finished": finished,
-        "training_seconds": round(fitted.seconds), "skeletons": {"training": len(seen), "validation": len(held)},
-        "parameters": sum(p.numel() for p in net.parameters()), "curves": fitted.curves,
-        "environment": records.environment() if hasattr(records, "environment") else {},
-    }  # fmt: skip
-    records.write_json(path.with_suffix(".json"), record)
+    records.write_json(path.with_suffix(".json"), {
+        "recipe": asdict(size), "steps": steps, "finished": steps == size.hold.steps + size.cool.steps,
+        "data_sets": examples, "training_seconds": round(seconds), "date": date.today().isoformat(),
+        "processor": records.processor(), "gpu": records.gpu(), "versions": records.versions(),
+        "skeletons": {"training": len(seen), "validation": len(held)},
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "scores": validation(size, held, 2048)(net.eval()), "curves": curves,
+    })  # fmt: skip
     return path
 
 

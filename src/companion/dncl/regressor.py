@@ -18,7 +18,6 @@ import argparse
 import csv
 import math
 import re
-import time
 import warnings
 from dataclasses import dataclass
 from itertools import permutations
@@ -102,7 +101,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
             sample_weight: `[n]`, not negative; proportional to 1 / sigma^2, and equal to it with noise="weights".
                 A weight of 2 counts like the point given twice.
         """
-        began = time.monotonic()
+        began = fitting.clock()
         deadline = math.inf if self.max_seconds is None else began + float(self.max_seconds)
         self._check_settings()
         if isinstance(X, pd.DataFrame) and not X.columns.is_unique:
@@ -149,7 +148,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
             best = self._refit(search, full, known, rng)
         self.fitted_ = search.fitted
         self._report(best, search)
-        self.seconds_ = time.monotonic() - began
+        self.seconds_ = fitting.clock() - began
         return self
 
     def _check_settings(self) -> None:
