@@ -75,7 +75,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
     """
 
     def __init__(self, max_seconds: float | None = 5.0, *, noise: float | str = "auto", network: str | Path | None = "shipped",
-                 beam: int = 32, samples: int = 64, subsets: int = 4, rounds: int = 30, selection: str = "bic",
+                 beam: int = 16, samples: int = 32, subsets: int = 2, rounds: int = 30, selection: str = "bic",
                  token_price: float = 3.0, snap: bool = True, screen: bool = True, max_points: int = 500,
                  random_state: Any = 0) -> None:  # fmt: skip
         self.max_seconds = max_seconds
