@@ -648,15 +648,17 @@ class Search:
         for ids in skeletons:
             for form in (ids, (MUL, C, *ids), (ADD, C, *ids), (ADD, C, MUL, C, *ids)):
                 seeds.append((form, None, None))
-        # straight lines are always there, however little time is left
+        # straight lines and the best pairs are always there, however little time is left
         limit, self.deadline = self.deadline, math.inf
         self.fit([((ADD, C, MUL, C, ex.FIRST_VARIABLE + j), None, None) for j in range(self.D)])
+        if c.rounds:
+            self.start_library()
+            self.fit(self.pair())
         self.deadline = limit
         self.fit(seeds)
         best, stale = math.inf, 0
         expanded: set[tuple[Ids, tuple[bool, ...]]] = set()
         if c.rounds and fitting.clock() < self.deadline:
-            self.start_library()
             self.fit([one for one in self.alone() if ex.CONST in one[0][2:]][:400])
             self.fit(self.templates())
             sums = self.fit(self.sums()) if fitting.clock() < self.deadline else []

@@ -44,7 +44,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
     """A short formula for y from up to three variables.
 
     Args:
-        max_seconds: wall-clock limit of `fit`; None leaves it to `rounds`, which makes a fit repeatable on any
+        max_seconds: wall-clock limit of `fit` (what has begun is finished: some tenths of a second); None leaves it to `rounds`, which makes a fit repeatable on any
             machine.
         noise: "auto" estimates the noise together with the formula; a number eta says that its standard deviation
             is eta times the root mean square of y; "weights" says that `sample_weight` is 1 / sigma^2 with sigma in
@@ -142,7 +142,8 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         search = evolve.Search(
             xs, ys, config, weight=weight, known=known, seed=seed, deadline=soon, polish=deadline
         )
-        self.proposals_ = self._propose(xs, ys, seed)
+        # a third of the time at most: the rest is the search's
+        self.proposals_ = self._propose(xs, ys, seed, began + (self.max_seconds or math.inf) / 3)
         best = search.run(self.proposals_)
         if len(full[1]) > len(y):
             best = self._refit(search, full, known, rng)
@@ -184,7 +185,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
                       f"{', '.join(names[j] for j in kept)}", UserWarning, stacklevel=3)  # fmt: skip
         return kept
 
-    def _propose(self, x: np.ndarray, y: np.ndarray, seed: int) -> list[evolve.Ids]:
+    def _propose(self, x: np.ndarray, y: np.ndarray, seed: int, until: float) -> list[evolve.Ids]:
         """The network's skeletons, for the variables in several orders and for each alone."""
         if self.network is None or not (self.beam or self.samples):
             return []
@@ -202,6 +203,8 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         config = decode.DecodeConfig(self.beam, self.samples, subsets=self.subsets)
         found: dict[evolve.Ids, float] = {}
         for order in orders:
+            if fitting.clock() > until:
+                break
             points = np.zeros((len(y), D + 1))
             points[:, : len(order)] = x[:, order]
             points[:, -1] = y
