@@ -13,13 +13,11 @@
 # ---
 
 # %% [markdown]
-# # DN-CL: three ways to train against noise
+# # DN-CL: the noise table
 #
-# One run of this notebook trains the network of one **row** (clean training, noise augmentation, two views without
-# the contrastive term, DN-CL, and variants) and fills all columns of that row: how many skeletons are read through
-# noise of each level $\eta$, how many benchmark equations come back, and how far noise moves the features. All rows
-# draw the same data in the same order and encode equally many data sets per step. The
-# [walk-through](method.ipynb) explains the parts.
+# One run of this notebook fills one cell of the table "noise": it trains the network of one **row** (clean
+# training, noise augmentation, DN-CL), adds noise of one level $\eta$ (the **column**) to the targets, and counts
+# how many formulas come back. The [walk-through](method.ipynb) explains every step.
 
 # %% tags=["hide-input"]
 # Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.
@@ -42,148 +40,134 @@ if importlib.util.find_spec("companion") is None:
     )
 
 # %% tags=["parameters"]
-table = "noise"  # noise or ablation: a table of papers/dncl.toml
-row = "dn-cl"  # a row of that table
-column = "all"  # one run fills all columns
-scale = (
-    "reduced"  # reduced (seconds, CPU) or real (a quarter of an hour on one core)
-)
+table = "noise"  # the table of papers/dncl.toml
+row = "dn-cl"  # clean-only, noise-augmented or dn-cl
+column = "0.1"  # noise level eta: 0, 0.001, 0.01, 0.05 or 0.1
+scale = "reduced"  # reduced (seconds, CPU) or full (half an hour, one GPU)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
 # %%
-import matplotlib.pyplot as plt
-import seaborn as sns
-
 from companion import plotting, records, tables, training
-from companion.dncl import experiment, peers
-from companion.dncl import expressions as ex
-from companion.dncl.model import dncl_loss
+from companion.dncl import data, generator, metrics, model, search
+from companion.dncl.recipe import recipe
 
 plotting.theme()
 cell = tables.cell("dncl", table, row, column, scale)
 run = records.Run(cell, seed, record_dir)
 p = run.parameters
-training.seed_everything(seed, threads=1)
-s = experiment.setup(p)
+training.seed_everything(seed, threads=1 if scale == "reduced" else None)
+r = recipe(p)
 
 # %% [markdown]
 # ## Data
 #
-# A pool of distinct skeletons. No skeleton has the structure of a benchmark equation, and a tenth of the
-# *structures* is held out: `sin(x)` and `C + sin(C x)` are always on the same side. Constants, points and noise
-# are new in every batch.
+# A pool of distinct skeletons without the benchmark formulas. Constants, points and noise are drawn anew for
+# every batch: the network never sees the same data set twice.
+
+# %%
+skeletons = generator.skeletons(
+    r.pool, r.generator, seed=0, without=data.benchmark_hashes()
+)
+pool = data.Pool(skeletons, r.generator.variables, r.points, r.noise)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-seen, held = experiment.streams(s)
-print(
-    len(seen.tokens),
-    "training skeletons,",
-    len(held.tokens),
-    "held out; for example:",
-)
-for ids in seen.tokens[:4].tolist():
-    print("  ", ex.to_sympy([t for t in ids if t]))
+print(len(pool), "skeletons, for example:")
+for ids in skeletons[:4]:
+    print("  ", data.ex.decode(ids), "=", data.ex.to_sympy(ids))
 
 # %% [markdown]
-# ## Training
+# ## Model and training
+#
+# All rows draw their data in the same order and encode the same number of data sets per step; DN-CL's are
+# pairs (clean and noisy view), so it sees half as many different ones. Runs of the same row and seed share the
+# training through its checkpoint.
 
 # %%
-net = s.network()
-before = experiment.feature_distance(net, held, 0.1, p["held_out"], seed)
-folder = training.cache_folder("dncl-noise", s, seed)
+net = model.DNCL(r.model)
+folder = training.cache_folder(
+    "dncl-noise",
+    r.generator,
+    r.points,
+    r.noise,
+    r.model,
+    r.loss,
+    r.fit,
+    r.pool,
+    r.batch,
+    seed,
+)
 fitted = training.fit(
-    net, lambda m, batch: dncl_loss(m, batch, s.loss), seen.batches(s.batch, seed),
-    s.fit, folder=folder, title=row,
+    net, lambda m, batch: model.dncl_loss(m, batch, r.loss), pool.batches(r.batch, seed), r.fit,
+    folder=folder, title=row, cpu=scale == "reduced",
 )  # fmt: skip
-net.cpu()
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(f"{training.trainable(net)[0]:,} parameters, {fitted.step} steps")
-print(f"{s.batch} data sets per step, {s.loss.views} view(s) encoded")
-
-# %% [markdown]
-# ## Reading skeletons through noise
-#
-# Teacher-forced: every next token is predicted from the true ones before it. *Exact* counts draws with all tokens
-# right, for new draws of training skeletons and for structures that were held out.
-
-# %%
-known = experiment.accuracy(net, seen, s.etas, p["held_out"], seed)
-unseen = experiment.accuracy(net, held, s.etas, p["held_out"], seed)
-for eta in s.etas:
-    print(
-        f"eta {eta:<6g} exact: known {known[eta]['exact']:5.1f} %, unseen {unseen[eta]['exact']:5.1f} %"
-        f"   tokens: known {known[eta]['token_accuracy']:5.1f} %, unseen {unseen[eta]['token_accuracy']:5.1f} %"
-    )
-
-# %% [markdown]
-# ## The features
-#
-# The mechanism that the paper claims: noise should move the features little, compared with the distance between
-# different expressions. The ratio is 0 for an encoder that is blind to noise.
-
-# %% mystnb={"figure": {"caption": "Distance between the clean and the noisy features (eta = 0.1) of held-out data sets, over the mean distance between data sets, before and after training.", "name": "fig-dncl-noise-features"}, "image": {"alt": "Two histograms of the relative feature distance, before and after training"}}
-after = {
-    eta: experiment.feature_distance(net, held, eta, p["held_out"], seed)
-    for eta in s.etas[1:]
-}
-axes = plt.subplots()[1]
-for name, values, colour in (
-    ("before training", before, 0),
-    (f"after training ({row})", after[0.1], 1),
-):
-    sns.kdeplot(
-        values.numpy(), ax=axes, label=name, fill=True, alpha=0.3,
-        color=plotting.PALETTE[colour], linestyle=plotting.DASHES[colour], cut=0,
-    )  # fmt: skip
-axes.set(
-    xlabel="distance clean to noisy / distance between data sets", ylabel="density"
+print(
+    f"{row}: {training.trainable(net)[0]:,} parameters, {fitted.step} steps of {r.batch} data sets"
 )
-axes.set_title("What noise does to the features")
-_ = axes.legend()
 
 # %% [markdown]
-# ## Benchmark equations
+# ## Held-out draws
 #
-# The network alone: beam search, a free factor and summand, constants, selection by description length. No
-# evolutionary refinement here, which would hide the differences between the rows.
+# New constants, points and noise for skeletons of the pool: does the network read the skeleton through the
+# noise? (Teacher-forced: every next token is predicted from the true ones before it.)
 
 # %%
-judged = {
-    eta: experiment.benchmark(
-        net, p["suites"].split(), eta, seed, repeats=p["repeats"],
-        beam=p["beam"], restarts=p["restarts"],
-    )
-    for eta in s.etas
-}  # fmt: skip
-total = {eta: peers.summary(found) for eta, found in judged.items()}
-for line in judged[0.05][:: p["repeats"]][:12]:
+held_out = pool.draw(p["held_out"], training.generator(seed, "held out"))
+noisy = data.add_noise(
+    held_out.clean[..., -1],
+    p["eta"],
+    training.generator(seed, "held-out noise"),
+    held_out.clean_mask,
+)
+held_out = held_out._replace(
+    noisy=data.torch.cat([held_out.clean[..., :-1], noisy[..., None]], -1)
+    * held_out.clean_mask[..., None],
+    noisy_mask=held_out.clean_mask,
+)
+net.cpu()
+in_pool = metrics.skeleton_accuracy(net, held_out, noisy=True)
+
+# %% [markdown]
+# ## The Nguyen equations
+#
+# Unseen formulas, noisy training points, clean test points: beam search, constants by Levenberg–Marquardt,
+# selection by BIC.
+
+# %%
+problems = data.nguyen(
+    p["eta"], seed, repeats=p["repeats"], variables=r.generator.variables
+)
+judged = []
+for size in sorted({len(q.x) for q in problems}):
+    group = [q for q in problems if len(q.x) == size]
+    found = search.fit_problems(net, group, r.search, seed)
+    judged += [
+        {"problem": q.name, **metrics.judge(q, c)}
+        for q, c in zip(group, found, strict=True)
+    ]
+outcome = metrics.summary(judged) | in_pool
+for line in judged[:: p["repeats"]]:
     print(
-        f"{line['problem']:<13} R² {line['r2']:7.3f}  "
-        f"{'recovered' if line['recovery'] else '         '}  {line['formula'][:50]}"
+        f"{line['problem']:<12} R² {line['r2']:7.3f}  {'recovered' if line['recovery'] else '         '}  {line['formula'][:70]}"
     )
+
+# %% mystnb={"figure": {"caption": "Training loss of this run. The book's results page compares all rows.", "name": "fig-dncl-noise-loss"}, "image": {"alt": "Training cross-entropy of this run falling over the steps"}}
+axes = plotting.curves(
+    {"cross-entropy": fitted.curves["cross_entropy"]},
+    y="cross-entropy",
+    title=f"{row}, training",
+)
 
 # %% [markdown]
 # ## Record
 
 # %%
-outcome = {"features_before": float(before.mean())}
-for eta in s.etas:
-    outcome |= {
-        f"exact_{eta:g}": known[eta]["exact"],
-        f"tokens_{eta:g}": known[eta]["token_accuracy"],
-        f"unseen_exact_{eta:g}": unseen[eta]["exact"],
-        f"unseen_tokens_{eta:g}": unseen[eta]["token_accuracy"],
-    }
-    outcome |= {f"{name}_{eta:g}": value for name, value in total[eta].items()}
-    if eta:
-        outcome[f"features_{eta:g}"] = float(after[eta].mean())
-formulas = [f | {"eta": eta} for eta, found in judged.items() for f in found]
 path = run.save(
-    outcome, curves=fitted.curves, data=[seen.tokens, held.tokens],
-    notes={"formulas": formulas, "training_seconds": fitted.seconds},
+    outcome, curves=fitted.curves, data=[skeletons, held_out.noisy, [q.y for q in problems]],
+    notes={"formulas": judged, "training_seconds": fitted.seconds},
 )  # fmt: skip
-print({k: round(v, 2) for k, v in outcome.items() if k.endswith("_0.1")})
+print({k: round(v, 1) for k, v in outcome.items()})
