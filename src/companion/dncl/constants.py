@@ -236,20 +236,34 @@ class Fits:
     covariance: np.ndarray
 
 
-def starts(ids: Sequence[int], number: int, rng: np.random.Generator) -> np.ndarray:
-    """`[number, C]`: neutral values first (1 beside mul and div, 0 beside add), then random ones."""
+_WAVES = frozenset(ex.ID[t] for t in ("sin", "cos"))
+
+
+def starts(
+    ids: Sequence[int], number: int, rng: np.random.Generator, spans: Sequence[float] = ()
+) -> np.ndarray:
+    """`[number, C]`: neutral values first (1 beside mul and div, 0 beside add), then random ones.
+
+    A factor on a variable directly inside a sine or cosine is a frequency, whose least squares has a minimum for
+    every other turn: it starts on a grid of half turns over the variable's range (`spans`, one per variable).
+    """
     out = []
     for at, token in enumerate(ids):
         if token == ex.CONST:
             added = at > 0 and _NAME[ids[at - 1]] in ("add", "sub")
-            wild = (
-                rng.normal(0, 2, number)
-                if added
-                else rng.choice([-1, 1, 1], number) * np.exp(rng.normal(0, 1.2, number))
-            )
-            wild[0] = 0.0 if added else 1.0
-            if number > 1 and added:
-                wild[1] = 1.0
+            following = ids[at + 1] - ex.FIRST_VARIABLE if at + 1 < len(ids) else -1
+            if at > 1 and ids[at - 2] in _WAVES and not added and 0 <= following < len(spans):
+                wild = (0.5 + 0.75 * np.arange(number)) * math.pi / spans[following]
+                wild = wild if not out else rng.permutation(wild)
+                wild[0] = 1.0
+            elif added:
+                wild = rng.normal(0, 2, number)
+                wild[0] = 0.0
+                if number > 1:
+                    wild[1] = 1.0
+            else:
+                wild = rng.choice([-1, 1, 1], number) * np.exp(rng.normal(0, 1.2, number))
+                wild[0] = 1.0
             out.append(wild)
     return np.array(out).T if out else np.zeros((number, 0))
 
@@ -307,13 +321,14 @@ def _fit_equal(formulas, x, y, weight, R, iterations, seed, guesses, fixed, dead
     program = Program(formulas, x)
     C = program.constants
     rng = np.random.default_rng(seed)
+    spans = (x.max(0).values - x.min(0).values).clamp(min=1e-12).tolist()
     begin = np.zeros((N, R, C))
     lin = np.zeros((N, C), dtype=bool)
     held = np.zeros((N, C), dtype=bool)
     owner = np.full((N, C), -1)
     for k, f in enumerate(formulas):
         p = program.count[k]
-        begin[k, :, :p] = starts(f, R, rng)
+        begin[k, :, :p] = starts(f, R, rng, spans)
         lin[k, :p], owner[k, :p] = linear(f)
         if guesses[k] is not None:
             begin[k, 0, :p] = guesses[k]

@@ -660,7 +660,10 @@ class Search:
         expanded: set[tuple[Ids, tuple[bool, ...]]] = set()
         if c.rounds and fitting.clock() < self.deadline:
             self.fit([one for one in self.alone() if ex.CONST in one[0][2:]][:400])
-            self.fit(self.templates())
+            # frequencies need many starts; with several variables there are many templates instead
+            waves = [t for t in self.templates() if not _TRIG.isdisjoint(t[0])]
+            self.fit(waves, restarts=24 if self.D == 1 else 8)
+            self.fit([t for t in self.templates() if _TRIG.isdisjoint(t[0])])
             sums = self.fit(self.sums()) if fitting.clock() < self.deadline else []
             if c.snap:
                 self.snap(sorted(sums, key=lambda f: f.score)[:6])
