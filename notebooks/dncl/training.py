@@ -45,9 +45,7 @@ if importlib.util.find_spec("companion") is None:
 table = "training"  # training or ablation: a table of papers/dncl.toml
 row = "dn-cl"  # a row of that table
 column = "all"  # one run fills all columns
-scale = (
-    "reduced"  # reduced (seconds, CPU) or real (a quarter of an hour on one core)
-)
+scale = "reduced"  # reduced, full (a GPU), or real for the ablations
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
