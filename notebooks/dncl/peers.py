@@ -95,7 +95,7 @@ for line in judged:
         f"{line['problem']:<12} R² {line['r2']:6.3f} {mark:<9} {line['formula'][:52]}"
     )
 
-# %% mystnb={"figure": {"caption": "The last problem of this run: noisy training points, clean test points, and what was found there.", "name": "fig-dncl-peers"}, "image": {"alt": "Scatter of predicted against true values on clean test points, close to the diagonal"}}
+# %% mystnb={"figure": {"caption": "Predictions of the last formula of this run against the true values of clean test points; the grey diagonal is a perfect fit.", "name": "fig-dncl-peers"}, "image": {"alt": "Scatter of predicted against true values on clean test points, close to the diagonal"}}
 axes = plt.subplots(figsize=(4.2, 4.0))[1]
 truth = problem.test_y.numpy()
 axes.plot(

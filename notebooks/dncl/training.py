@@ -95,7 +95,7 @@ fitted = training.fit(
     net, lambda m, batch: dncl_loss(m, batch, s.loss), seen.batches(s.batch, seed),
     s.fit, folder=folder, title=row,
 )  # fmt: skip
-net.cpu()
+_ = net.cpu()
 
 # %%
 # NBVAL_CHECK_OUTPUT
