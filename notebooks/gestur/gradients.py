@@ -48,8 +48,10 @@ seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
 # %%
+import copy
 from statistics import fmean
 
+import matplotlib.pyplot as plt
 import torch
 
 from companion import plotting, records, tables, training
@@ -98,8 +100,15 @@ print(
 # %% [markdown]
 # ## The cosines
 #
-# `estimate` is $\cos(d, g_U)$. `descent` is $\cos(g_S, g_S + g_U)$: how well the observable gradient stands for the one
-# that is wanted; `corrected` is the same after adding the estimate.
+# With $G = g_S + \tilde g$, what the featurizer follows (halving does not change its direction):
+#
+# | name | what | says |
+# |---|---|---|
+# | source | $\cos(g_S, g_U)$ | what sources and target have in common |
+# | estimate | $\cos(\tilde g, g_U)$ | whether the estimate is an estimate |
+# | combined | $\cos(G, g_U)$ | whether a step helps the unseen domain more with it |
+# | descent, corrected | $\cos(g_S, g_S + g_U)$, $\cos(G, g_S + g_U)$ | the same for the wanted direction; `gain` is the change |
+# | bias, bias_left | $\cos(x, g_S) - \cos(x, g_U)$ for $x = g_S$ and $x = G$ | how one-sidedly a step serves the sources; `relief` is the change |
 
 # %%
 means = {t: w.means() for t, w in watches.items()}
@@ -108,23 +117,83 @@ outcome = {
 }
 for target, m in means.items():
     print(
-        f"{target:<8} estimate {m['estimate']:+.3f}   source {m['source']:+.3f}   gain {m['gain']:+.4f}   "
-        f"unseen accuracy {trials[target].result()['test']:.1f}"
+        f"{target:<8} source {m['source']:+.3f}   estimate {m['estimate']:+.3f}   combined {m['combined']:+.3f}   "
+        f"gain {m['gain']:+.4f}   relief {m['relief']:+.4f}"
     )
 
-# %% mystnb={"figure": {"caption": "Cosines to the true gradients over training, mean over the targets. Above zero means: the direction lowers the loss on the domain that training never sees.", "name": "fig-gestur-gradients"}, "image": {"alt": "Curves over training steps of the cosine between the unseen gradient and the source gradient, and between the unseen gradient and the estimate"}}
+# %% mystnb={"figure": {"caption": "Left: cosines to the true unseen gradient over training, mean over the targets. Above zero, a step along the direction lowers the loss on the domain that training never sees. Right: how one-sidedly a step serves the sources, without and with the estimate.", "name": "fig-gestur-gradients"}, "image": {"alt": "Left panel: curves over training steps of the cosine between the unseen gradient and the source gradient, the estimate, and their combination. Right panel: the bias towards the sources of the source gradient and of the combination"}}
 steps = [r["step"] for r in watches[target].rows]
-curves = {
-    name: [
+
+
+def over_training(key):
+    return [
         [s, fmean(w.rows[k][key] for w in watches.values())]
         for k, s in enumerate(steps)
     ]
-    for name, key in (("source gradient", "source"), ("estimate", "estimate"))
+
+
+cosines = {
+    "source gradient": over_training("source"),
+    "estimate": over_training("estimate"),
+    "both together": over_training("combined"),
 }
-ax = plotting.curves(
-    curves, y="cosine with the unseen gradient", title=f"λ = {p['lam']:g}"
+biases = {
+    "source gradient": over_training("bias"),
+    "both together": over_training("bias_left"),
+}
+fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+plotting.curves(
+    cosines,
+    y="cosine with the unseen gradient",
+    title=f"λ = {p['lam']:g}",
+    ax=axes[0],
 )
-ax.axhline(0, color=plotting.INK, lw=0.8)
+plotting.curves(biases, y="bias towards the sources", ax=axes[1])
+axes[0].axhline(0, color=plotting.INK, lw=0.8)
+
+# %% [markdown]
+# ## The way from the pre-trained weights
+#
+# The straight line from the pre-trained featurizer (0) to the trained one (1), both under the trained head: loss on
+# held-out source images and on the unseen style, mean over the left-out styles.
+
+# %%
+shares = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+def line(end, losses):
+    """Mean loss over `losses` (pairs of domain and indices) on the way from the pre-trained featurizer to `end`."""
+    begin = copy.deepcopy(end)
+    begin.featurizer.load_state_dict(net.module.state_dict())
+    return analysis.along_the_line(
+        begin,
+        end,
+        lambda n: fmean(protocol.scores(n, d, i)[1] for d, i in losses),
+        shares,
+    )
+
+
+ways = {}
+for target in watches:
+    parts = recipe.domains(p, target, seed, p["strength"])
+    halves = [protocol.split(len(d), seed, k) for k, d in enumerate(parts)]
+    held = [
+        (d, h[1]) for d, h in zip(parts, halves, strict=True) if d.name != target
+    ]
+    aim = [
+        (d, h[0]) for d, h in zip(parts, halves, strict=True) if d.name == target
+    ]
+    for name, part in (("sources", held), ("unseen", aim)):
+        ways.setdefault(name, []).append(line(kept[target].predictor, part))
+ways = {
+    name: [[x, fmean(w[k][1] for w in of)] for k, x in enumerate(shares)]
+    for name, of in ways.items()
+}
+
+# %% mystnb={"figure": {"caption": "Loss along the line from the pre-trained featurizer (0) to the averaged model (1), under the averaged model's head. Where the unseen loss turns up while the source loss still falls, the way has gone too far for the unseen domain.", "name": "fig-gestur-way"}, "image": {"alt": "Two curves of cross-entropy over the share of the way from the pre-trained to the trained featurizer: sources and unseen style"}}
+ax = plotting.curves(
+    ways, x="share of the way", y="cross-entropy", title=f"λ = {p['lam']:g}"
+)
 
 # %% [markdown]
 # ## What became of the pre-training
@@ -149,7 +218,9 @@ outcome |= {"test": fmean(t.result()["test"] for t in trials.values()), "old_tas
             "old_expert": left["expert"], "old_before": before}  # fmt: skip
 path = run.save(
     outcome,
-    curves=curves,
+    curves=cosines
+    | {f"bias, {k}": v for k, v in biases.items()}
+    | {f"loss on the way, {k}": v for k, v in ways.items()},
     data=[d.images for d in parts],
     notes={"per target": means},
 )

@@ -245,7 +245,7 @@ _ = axes[1].legend(fontsize=8, loc="upper left")
 # in these styles (and two more), with hues that mean nothing: it is broad, and it is right about the target.
 
 # %% mystnb={"figure": {"caption": "The task with art as the target, s = 0.95: one row per style, one column per class. In the sources a class has a hue of its own; in the target (top row) it has not.", "name": "fig-gestur-glyphs"}, "image": {"alt": "Four rows of ten small glyph images; the hue of a column is the same in the rows cartoon, photo and sketch and different in the row art"}}
-p = dict(tables.cell("gestur", "shortcut", "gestur", "all").parameters)
+p = dict(tables.cell("gestur", "gradients", "gestur", "all").parameters)
 parts = recipe.domains(p, "art", seed=0, strength=0.95)
 fig, axes = plt.subplots(4, 10, figsize=(7.2, 3))
 for row, domain in zip(axes, parts, strict=True):
@@ -295,16 +295,18 @@ _ = plotting.curves(
 
 # %%
 probes = [(d.get(torch.arange(200)), d.labels[:200]) for d in parts]
-watch = analysis.GradientWatch(probes[1:], probes[0], net.module, every=6)
+watch = analysis.GradientWatch(probes[1:], probes[0], net.module, every=5)
 watched = recipe.build(p, net, parts, "art", 0, lam=0.1)
-protocol.train(watched, parts, [0], rules, watch=watch)
+_ = protocol.train(watched, parts, [0], rules, watch=watch)
 means = watch.means()
-print({k: round(v, 3) for k, v in means.items()})
+for k, v in means.items():
+    print(f"{k:<10} {v:+.3f}")
 
 # %% mystnb={"figure": {"caption": "Left: cosine of the unseen gradient with the source gradient and with the estimate, one run, target art. Right: what the correction adds to the cosine with the wanted direction (sources and target together), next to how far the weights have gone.", "name": "fig-gestur-cosines"}, "image": {"alt": "Left panel: cosines over training of source gradient and estimate with the unseen gradient. Right panel: change of the cosine with the wanted direction by adding the estimate"}}
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
 plotting.curves({"source gradient": [[r["step"], r["source"]] for r in watch.rows],
-                 "estimate": [[r["step"], r["estimate"]] for r in watch.rows]},
+                 "estimate": [[r["step"], r["estimate"]] for r in watch.rows],
+                 "both together": [[r["step"], r["combined"]] for r in watch.rows]},
                 y="cosine with the unseen gradient", ax=axes[0])  # fmt: skip
 plotting.curves({"corrected - observed": [[r["step"], r["corrected"] - r["descent"]] for r in watch.rows]},
                 y="change of the cosine", ax=axes[1])  # fmt: skip

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from companion.gestur import analysis, pretrain
+from companion import records
+from companion.gestur import analysis, pretrain, world
 from companion.gestur.model import Erm, Gestur, GesturConfig, adam, cross_entropy, estimate
 
 
@@ -55,8 +56,13 @@ def test_the_watch_measures_the_estimate_that_the_method_uses():
     row = watch.rows[0]
     assert row["estimate"] == pytest.approx(analysis.cosine(mine, g_u), abs=1e-5)
     assert row["corrected"] == pytest.approx(analysis.cosine(g_s + mine, g_s + g_u), abs=1e-5)
+    assert row["combined"] == pytest.approx(analysis.cosine(g_s + mine, g_u), abs=1e-5)
+    assert row["bias"] == pytest.approx(1 - analysis.cosine(g_s, g_u), abs=1e-5)
+    left = analysis.cosine(g_s + mine, g_s) - analysis.cosine(g_s + mine, g_u)
+    assert row["bias_left"] == pytest.approx(left, abs=1e-5)
     drift = analysis.flat(gestur.network.featurizer) - analysis.flat(start.network.featurizer)
     assert float(drift.norm()) > 0
+    assert watch.means()["relief"] == pytest.approx(row["bias"] - left, abs=1e-5)
     assert watch.means()["gain"] == pytest.approx(row["corrected"] - row["descent"])
 
 
@@ -86,3 +92,30 @@ def test_stored_weights_know_their_glyphs_and_unknown_names_are_named(tmp_path):
     assert path.name == "again.safetensors"
     assert none == {}
     assert torch.equal(analysis.flat(again.module), analysis.flat(backbone.module))
+
+
+@pytest.mark.parametrize("name", ["glyphs", "omniglot"])
+def test_stored_weights_are_those_of_a_committed_run(name):
+    from safetensors.torch import load_file
+
+    found = [r for r in records.read(records.evidence_folder(), "gestur", "pretraining", "real")
+             if r["run"]["row"] == name]  # fmt: skip
+    assert found, f"no committed record of the pre-training {name}"
+    stored = load_file(pretrain.WEIGHTS / f"{name}.safetensors")
+    assert pretrain.stored_fingerprint(stored) in [r["notes"]["weights"] for r in found]
+
+
+def test_real_characters_are_half_of_a_batch_and_their_labels_go_on_from_the_glyphs():
+    glyphs = world.alphabet(10, 1)
+    ink = torch.zeros(6, 1, 28, 28)
+    ink[:, :, 8:20, 8:20] = 1
+    x, y = world.pretraining_batch(glyphs, 60, 16, 0, 0, drawings=(ink, torch.arange(6)))
+    assert x.shape == (60, 3, 16, 16)
+    assert int((y >= 10).sum()) == 30
+    assert int(y.max()) <= 15
+    shaken = world.shake(ink, 16, torch.Generator().manual_seed(0))
+    assert shaken.shape == (6, 1, 16, 16)
+    assert 0.05 < float(shaken.mean()) < 0.4  # the square is still there, moved and scaled
+    plain = world.pretraining_batch(glyphs, 12, 16, 0, 0)
+    again = world.pretraining_batch(glyphs, 12, 16, 0, 0)
+    assert torch.equal(plain[0], again[0])

@@ -143,6 +143,32 @@ def test_sam_takes_the_gradient_uphill_and_steps_from_where_it_was():
     assert torch.allclose(flat(sam.network), wanted, atol=1e-6)
 
 
+def test_sagm_is_the_mean_of_two_gradients_and_its_second_point_is_pulled_back():
+    batch, start = batches(0), Erm(*net(), sgd).network
+    grads = torch.autograd.grad(cross_entropy(start, batch), list(start.parameters()))
+    here = torch.cat([g.flatten() for g in grads])
+    moved = copy.deepcopy(start)
+    with torch.no_grad():
+        for p, g in zip(moved.parameters(), grads, strict=True):
+            p.add_((0.05 / here.norm() - 0.02) * g)
+    uphill = torch.cat(
+        [g.flatten() for g in torch.autograd.grad(cross_entropy(moved, batch), list(moved.parameters()))]
+    )
+    sagm = baselines.Sagm(*net(), sgd, rho=0.05, alpha=0.02)
+    sagm.update(batch)
+    assert torch.allclose(flat(sagm.network), flat(start) - 0.1 * (here + uphill) / 2, atol=1e-6)
+    assert not torch.allclose(flat(sagm.network), flat(start) - 0.1 * uphill, atol=1e-6)
+
+
+def test_two_gradient_methods_refuse_accelerate():
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    with pytest.raises(ValueError, match="Sagm takes two gradients per step and runs without accelerate"):
+        baselines.Sagm(*net(), adam(1e-2), accelerator=Accelerator(cpu=True))
+
+
 def test_wise_ft_ends_and_middle():
     a, b = Erm(*net(0)).network, Erm(*net(1)).network
     assert torch.equal(flat(baselines.wise_ft(a, b, 0.0)), flat(a))

@@ -37,6 +37,33 @@ def test_the_update_makes_the_difference_piece_by_piece(monkeypatch):
     assert max(sizes[:4]) == 2 * 64 * 64
 
 
+def test_methods_compared_in_turns():
+    rows = {
+        "erm": {"method": "erm"},
+        "gestur": {"method": "gestur"},
+        "swad": {"method": "erm", "swad": True},
+        "miro": {"method": "miro"},
+    }
+    found = cost.compare("glyphs", rows, per_domain=2, published=4, rounds=2, size=16)
+    assert [found[f"copies@{name}"] for name in ("erm", "gestur", "swad")] == [0, 1, 1]
+    assert 0.9 < found["copies@miro"] < 1.1  # frozen featurizer without a head, and the variances
+    assert found["ratio@erm"] == 1
+    assert found["images"] == 6
+    assert found["ratio-published@gestur"] > 0
+    assert "ratio-published@miro" not in found
+
+
+@pytest.mark.parametrize(("name", "width", "taps"), [("resnet10t", 512, 5), ("vit_tiny_patch16_224", 192, 4)])
+def test_timm_backbones_by_name(name, width, taps):
+    with torch.device("meta"):
+        backbone = nets.full(f"timm:{name}", pretrained=False)
+        out = backbone.module.eval()(torch.empty(1, 3, 224, 224))
+    assert out.shape == (1, width) == (1, backbone.width)
+    assert len([backbone.module.get_submodule(tap) for tap in backbone.taps]) == taps
+    with pytest.raises(ValueError, match="timm has no model 'resnet10x'; did you mean resnet10t"):
+        nets.full("timm:resnet10x", pretrained=False)
+
+
 @pytest.mark.parametrize(("name", "width"), [("resnet50", 2048)])
 def test_full_size_backbones_have_their_width_and_taps(name, width):
     with torch.device("meta"):

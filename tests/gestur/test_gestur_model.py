@@ -269,6 +269,37 @@ def test_under_accelerate_the_update_is_the_same_method(precision):
     assert same(plain.expert, prepared.expert, 1e-7 if precision == "no" else 2e-2)
 
 
+def _half(folder):
+    """One of two processes: every batch's own half, the gradients are averaged by accelerate."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # the fork brings the parent's
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
+    assert accelerator.num_processes == 2
+    gestur = Gestur(*net(), adam(1e-2), GesturConfig(lam=0.2, decay=0.9), accelerator=accelerator)
+    for k in range(3):
+        gestur.update([(x[rank::2], y[rank::2]) for x, y in batches(k)])
+    torch.save([[p.detach() for p in m.parameters()] for m in (gestur.network, gestur.expert)],
+               f"{folder}/{rank}.pt")  # fmt: skip
+
+
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+    from accelerate import debug_launcher
+
+    debug_launcher(_half, (str(tmp_path),), num_processes=2)
+    plain = Gestur(*net(), adam(1e-2), GesturConfig(lam=0.2, decay=0.9))
+    for k in range(3):
+        plain.update(batches(k))
+    for rank in (0, 1):
+        for found, wanted in zip(
+            torch.load(tmp_path / f"{rank}.pt"), (plain.network, plain.expert), strict=True
+        ):
+            for p, q in zip(found, wanted.parameters(), strict=True):
+                assert torch.allclose(p, q, atol=1e-6)
+
+
 def test_scaled_gradients_give_the_scaled_step():
     """A loss scaler multiplies every gradient; (3) is proportional to ‖g‖, so the estimate scales along."""
     found = []

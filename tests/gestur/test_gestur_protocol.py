@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from companion.gestur import data, protocol, world
-from companion.gestur.model import Erm, adam
+from companion.gestur import data, protocol, recipe, world
+from companion.gestur.model import Erm, Gestur, GesturConfig, adam
 from companion.gestur.protocol import Domain, ProtocolConfig, Trial
 
 
@@ -31,7 +31,13 @@ def test_golden_splits_of_pacs(n, number, sizes, first):
 
 def trial(values, target=("t",), tests=None):
     log = [
-        {"step": k, "a/out": v, "b/out": v, "t/in": (tests or values)[k], "t/out": 1 - v}
+        {
+            "step": k,
+            "a/out": v,
+            "b/out": v,
+            f"{target[0]}/in": (tests or values)[k],
+            f"{target[0]}/out": 1 - v,
+        }
         for k, v in enumerate(values)
     ]
     return Trial(target, ("a", "b"), log)
@@ -41,28 +47,52 @@ def test_selection_takes_the_first_maximum_of_source_validation():
     one = trial([0.2, 0.9, 0.5, 0.9], tests=[0.1, 0.3, 0.8, 0.7])
     assert one.chosen() == 1
     assert one.result()["test"] == pytest.approx(30)
-    assert one.result("oracle") == {
-        "step": 3,
-        "val": pytest.approx(90),
-        "test": pytest.approx(70),
-        "oracle": pytest.approx(10),
-    }
+    wanted = {"step": 3, "val": 90, "test": 70, "out": 10}
+    assert one.result("oracle") == {k: pytest.approx(v) for k, v in wanted.items()}
+    with pytest.raises(ValueError, match="this training was not averaged densely"):
+        one.result("swad")
+    one.swad = {"step": 3, "a/out": 0.4, "b/out": 0.6, "t/in": 0.25, "t/out": 0.5}
+    assert one.result("swad")["val"] == pytest.approx(50)
+    assert one.result("swad")["test"] == pytest.approx(25)
     with pytest.raises(ValueError, match="selection rule 'best' does not exist"):
         one.chosen("best")
 
 
-def test_choice_of_hyper_parameters_by_the_three_rules():
-    def pair(value):
-        return Trial(
-            ("t", "o"), ("a", "b"), [{"step": 0, "o/in": value, "t/in": 0.0, "a/out": 0.1, "b/out": 0.1}]
-        )
+def pair(other, values):
+    """A training that leaves out `t` and another domain; accuracy on the latter over the evaluations."""
+    return Trial(("t", other), ("x",), [{"step": k, f"{other}/in": v} for k, v in enumerate(values)])
 
-    runs = {"small": [trial([0.9, 0.9]), pair(0.2)], "large": [trial([0.5, 0.5]), pair(0.7)]}
-    assert protocol.choose(runs, "training-domain", "t") == "small"
-    assert protocol.choose(runs, "oracle", "t") == "large"  # target `out` accuracy is 1 - v
-    assert protocol.choose(runs, "leave-one-domain-out", "t") == "large"
-    with pytest.raises(ValueError, match="no run leaves out t together with another domain"):
-        protocol.choose({"small": [trial([0.9])]}, "leave-one-domain-out", "t")
+
+def test_choice_of_run_and_step_by_the_three_rules():
+    runs = {
+        "small": [trial([0.9, 0.8], tests=[0.3, 0.2]), pair("a", [0.2, 0.4]), pair("b", [0.2, 0.2])],
+        "large": [trial([0.5, 0.5], tests=[0.6, 0.7]), pair("a", [0.8, 0.1]), pair("b", [0.6, 0.9])],
+    }
+    inside = protocol.select(runs, "training-domain", "t")
+    assert (inside.name, inside.steps, inside.test) == ("small", (0,), pytest.approx(30))
+    oracle = protocol.select(runs, "oracle", "t")  # last step; target `out` accuracy is 1 - v
+    assert (oracle.name, oracle.steps, oracle.test) == ("large", (1,), pytest.approx(70))
+    # both sources' accuracies when left out, averaged step by step: 70 at step 0, 50 at step 1
+    crossed = protocol.select(runs, "leave-one-domain-out", "t")
+    assert (crossed.name, crossed.steps, crossed.val) == ("large", (0,), pytest.approx(70))
+    assert crossed.test == pytest.approx(60)
+    with pytest.raises(ValueError, match="small: no run leaves out t together with b"):
+        protocol.select({"small": runs["small"][:2]}, "leave-one-domain-out", "t")
+    with pytest.raises(ValueError, match="2 runs leave out t alone; a choice is made within one trial"):
+        protocol.select({"twice": [trial([0.9]), trial([0.8])]}, "oracle", "t")
+    with pytest.raises(ValueError, match="selection rule 'best' does not exist; choose training-domain"):
+        protocol.select(runs, "best", "t")
+
+
+def test_one_choice_for_all_targets_looks_at_their_mean_and_the_last_of_equals_wins():
+    runs = {
+        "even": [trial([0.7], ("t",), [0.1]), trial([0.7], ("u",), [0.3])],
+        "odd": [trial([0.9], ("t",), [0.5]), trial([0.3], ("u",), [0.5])],
+    }
+    once = protocol.select(runs)
+    assert (once.name, once.val, once.test) == ("even", pytest.approx(70), pytest.approx(20))
+    assert protocol.select(runs, target="t").name == "odd"
+    assert protocol.select({"one": [trial([0.5])], "two": [trial([0.5])]}).name == "two"
 
 
 def test_mean_and_standard_error_as_domainbed_prints_them():
@@ -111,6 +141,30 @@ def test_the_same_seed_gives_the_same_run_and_the_target_is_never_trained_on():
         assert torch.equal(a, c)
 
 
+def test_a_training_stopped_between_evaluations_goes_on_to_the_same_numbers(tmp_path):
+    domains = [toy(n, seed=k) for k, n in enumerate("abc")]
+    config = ProtocolConfig(steps=13, every=4, batch=8, swad=(2, 3, 0.3))
+
+    def gestur():
+        torch.manual_seed(0)
+        return Gestur(
+            nn.Flatten(), nn.Linear(48, 2), adam(1e-2), GesturConfig(scope="all", decay=0.8), dropout=0.3
+        )
+
+    one, two, three = gestur(), gestur(), gestur()
+    torch.manual_seed(5)
+    whole = protocol.train(one, domains, [2], config)
+    torch.manual_seed(5)
+    part = protocol.train(two, domains, [2], config, folder=tmp_path, stop_after=2)
+    assert [entry["step"] for entry in part.log] == [0, 4]
+    torch.manual_seed(77)
+    rest = protocol.train(three, domains, [2], config, folder=tmp_path)
+    assert rest.log == whole.log
+    assert rest.swad == whole.swad
+    for p, q in zip(one.parameters(), three.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
 def test_bad_domains_are_one_sentence():
     a, b, c = (toy(n) for n in "abc")
     with pytest.raises(
@@ -142,14 +196,40 @@ def tree(base, domains, classes, n=3):
                 )
 
 
+CLASSES = {
+    "pacs": ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"),
+    "vlcs": ("bird", "car", "chair", "dog", "person"),
+    "terraincognita": ("bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "rabbit", "raccoon", "squirrel"),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", list(data.SETS))
 def test_real_folder_layouts(name, tmp_path):
+    """The folders and numbers of classes of DomainBed's download script, with one tiny image per class."""
+    from PIL import Image
+
     known = data.SETS[name]
-    tree(tmp_path / known.folder, known.domains, ("bird", "dog"), n=1)
+    kinds = CLASSES.get(name) or [f"class {k:03d}" for k in range(known.classes)]
+    Image.fromarray(np.full((4, 6, 3), 90, np.uint8)).save(tmp_path / "one.jpg")
+    image = (tmp_path / "one.jpg").read_bytes()
+    for domain in known.domains:
+        for kind in kinds:
+            (tmp_path / known.folder / domain / kind).mkdir(parents=True)
+            (tmp_path / known.folder / domain / kind / "picture_1.jpg").write_bytes(image)
     found = data.image_set(name, tmp_path)
     assert [d.name for d in found] == sorted(known.domains)
-    assert found[0].labels.tolist() == [0, 1]
+    assert found[0].labels.tolist() == list(range(known.classes))
     assert found[0].get(torch.tensor([1, 0])).shape == (2, 3, 224, 224)
+    assert set(recipe.targets({"data": name})) == set(known.domains)
+
+
+def test_a_set_with_missing_classes_or_domains_is_named(tmp_path):
+    tree(tmp_path / "VLCS", data.SETS["vlcs"].domains, ("bird", "dog"), n=1)
+    with pytest.raises(ValueError, match="VLCS has 2 classes; vlcs has 5"):
+        data.image_set("vlcs", tmp_path)
+    tree(tmp_path / "PACS", ("photo", "sketch"), ("dog",), n=1)
+    with pytest.raises(ValueError, match="PACS has no domain folder 'art_painting'; pacs has art_painting"):
+        data.image_set("pacs", tmp_path)
 
 
 def test_folder_order_is_torchvisions_and_augmentation_is_drawn_from_the_generator(tmp_path):
@@ -180,6 +260,15 @@ def test_trees_that_do_not_fit_are_one_sentence(tmp_path):
         data.image_folders(tmp_path / "three")[0].get(torch.tensor([0]))
     with pytest.raises(ValueError, match="data set 'imagenet' does not exist; choose pacs, vlcs"):
         data.image_set("imagenet")
+
+
+def test_digits_are_reached_by_name():
+    for name, count in (("rotated-digits", 6), ("coloured-digits", 3)):
+        names = recipe.targets({"data": name})
+        assert sorted(d.name for d in recipe.domains({"data": name}, names[0], 0)) == sorted(names)
+        assert len(names) == count
+    with pytest.raises(ValueError, match="data 'cifar' does not exist; choose glyphs, digits, pacs-small"):
+        recipe.targets({"data": "cifar"})
 
 
 def test_digits_follow_their_recipes():

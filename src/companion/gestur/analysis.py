@@ -38,12 +38,16 @@ def cosine(a: Tensor, b: Tensor) -> float:
 class GradientWatch:
     """Give it to `protocol.train(watch=...)`: every `every` steps it measures the gradients at TE.
 
-    `rows[k]`: step and the cosines
+    `rows[k]`: step and, with G = g_S + g~ the direction that the featurizer follows,
         source      cos(g_S, g_U)
         estimate    cos(g~, g_U), the direction d where λ = 0
+        combined    cos(G, g_U)
         descent     cos(g_S, g_S + g_U): how far the observed gradient is from the one that is wanted
-        corrected   cos(g_S + g~, g_S + g_U)
-    and `drift` = ‖φ - φ_0‖, `gap` = ‖φ - φ'‖, `bias` = ‖g_U‖ / ‖g_S‖.
+        corrected   cos(G, g_S + g_U)
+        bias        cos(g_S, g_S) - cos(g_S, g_U) = 1 - source: how much more a step along g_S serves the sources
+        bias_left   cos(G, g_S) - cos(G, g_U): the same for a step along G
+        ratio       ‖g_U‖ / ‖g_S‖
+        drift       ‖φ - φ_0‖ of TE, `gap` = ‖φ - φ'‖
     """
 
     sources: Sequence[tuple[Tensor, Tensor]]
@@ -59,23 +63,30 @@ class GradientWatch:
             raise ValueError(f"only GESTUR has an estimate to look at; got {type(algorithm).__name__}")
         network = algorithm.network
         x, y = (torch.cat(part) for part in zip(*self.sources, strict=True))
-        g_s, g_u = gradient(network, x, y), gradient(network, *self.target)
-        gap = flat(algorithm.network.featurizer) - flat(algorithm.expert.featurizer)
-        size = gradient(network, x, y, all_parameters=True).norm()
-        estimate = gap * (algorithm.config.lam * size / gap.norm()) if gap.norm() > 0 else gap
-        wanted = g_s + g_u
+        everything = gradient(network, x, y, all_parameters=True)  # the featurizer's come first
+        g_u = gradient(network, *self.target)
+        g_s = everything[: len(g_u)]
+        gap = flat(network.featurizer) - flat(algorithm.expert.featurizer)
+        estimate = (
+            gap * (algorithm.config.lam * everything.norm() / gap.norm()) if gap.norm() > 0 else gap * 0
+        )
+        wanted, followed = g_s + g_u, g_s + estimate
         self.rows.append({
-            "step": step, "source": cosine(g_s, g_u), "estimate": cosine(gap, g_u), "descent": cosine(g_s, wanted),
-            "corrected": cosine(g_s + estimate, wanted), "drift": float((flat(network.featurizer) - flat(self.start)).norm()),
-            "gap": float(gap.norm()), "bias": float(g_u.norm() / g_s.norm()),
+            "step": step, "source": cosine(g_s, g_u), "estimate": cosine(gap, g_u), "combined": cosine(followed, g_u),
+            "descent": cosine(g_s, wanted), "corrected": cosine(followed, wanted), "bias": 1 - cosine(g_s, g_u),
+            "bias_left": cosine(followed, g_s) - cosine(followed, g_u), "ratio": float(g_u.norm() / g_s.norm()),
+            "drift": float((flat(network.featurizer) - flat(self.start)).norm()), "gap": float(gap.norm()),
         })  # fmt: skip
 
     def means(self) -> dict[str, float]:
-        """Mean of every column over the steps, and `gain` = corrected - descent."""
+        """Mean of every column over the steps, `gain` = corrected - descent and `relief` = bias - bias_left."""
         if not self.rows:
             raise ValueError("nothing was measured; the training was shorter than `every` steps")
         found = {k: fmean(row[k] for row in self.rows) for k in self.rows[0] if k != "step"}
-        return found | {"gain": found["corrected"] - found["descent"]}
+        return found | {
+            "gain": found["corrected"] - found["descent"],
+            "relief": found["bias"] - found["bias_left"],
+        }
 
 
 def flat(module: nn.Module) -> Tensor:

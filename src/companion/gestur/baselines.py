@@ -1,6 +1,6 @@
 """What GESTUR is compared with. Every method is a small class with `update(batches)` and `predict(x)`.
 
-Trained differently: `LinearProbe`, `L2sp`, `Miro`, `Coral`, `Mixup`, `Sam`. Averaged while training: `Ema`, `Sma`.
+Trained differently: `LinearProbe`, `L2sp`, `Miro`, `Coral`, `Mixup`, `Sam`, `Sagm`. Averaged while training: `Ema`, `Sma`.
 Averaged afterwards: `Swad` (from the validation losses) and `wise_ft` (with the weights before training); both apply
 to any method, for instance MIRO + SWAD and GESTUR + SWAD.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -191,32 +191,63 @@ class Mixup(Erm):
 
 
 class Sam(Erm):
-    """Sharpness-aware minimisation: the gradient taken at θ + ρ g/‖g‖ (Foret et al. 2021)."""
+    """Sharpness-aware minimisation: the gradient taken at θ + ρ g/‖g‖ (Foret et al. 2021). Two gradients per step.
+
+    Raises ValueError with an `accelerator`: the two gradients of a step are not synchronised between processes.
+    """
 
     def __init__(self, *args: Any, rho: float = 0.05, **options: Any) -> None:
         self.__dict__["rho"] = rho
         super().__init__(*args, **options)
+        if self.accelerator:
+            raise ValueError(f"{type(self).__name__} takes two gradients per step and runs without accelerate; "
+                             "leave accelerator out")  # fmt: skip
+
+    def factor(self, size: Tensor) -> Tensor:
+        """How many times g = ∇L(θ), whose norm is `size`, the weights are moved uphill."""
+        return self.rho / (size + 1e-12)
+
+    def combine(self, here: Tensor, uphill: Tensor) -> Tensor:
+        """The gradient that the optimizer sees, from those at θ and at the moved weights."""
+        return uphill
 
     def update(self, batches: Batches) -> dict[str, float | Tensor]:
         self.network.train()
         params = [p for p in self.network.parameters() if p.requires_grad]
         loss = self.objective(batches)
         grads = torch.autograd.grad(loss, params, allow_unused=True)
-        found = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
-        size = torch.linalg.vector_norm(torch.stack([g.norm() for _, g in found]))
+        found = [(p, g, p.detach().clone()) for p, g in zip(params, grads, strict=True) if g is not None]
+        factor = self.factor(torch.linalg.vector_norm(torch.stack([g.norm() for _, g, _ in found])))
         with torch.no_grad():
-            steps = [(p, self.rho * g / (size + 1e-12)) for p, g in found]
-            kept = [p.clone() for p, _ in steps]
-            for p, step in steps:
-                p.add_(step)
+            for p, g, _ in found:
+                p.add_(factor * g)
         self.optimizer.zero_grad(set_to_none=True)
         self.objective(batches).backward()
         with torch.no_grad():
-            for (p, _), old in zip(steps, kept, strict=True):
+            for p, g, old in found:
                 p.copy_(old)
+                p.grad = self.combine(g, p.grad)
         self.optimizer.step()
         self.steps += 1
         return {"loss": loss.detach()}
+
+
+class Sagm(Sam):
+    """Sharpness-aware gradient matching (Wang et al. 2023), as its official code states it.
+
+    The mean of the gradients at θ and at θ + (ρ/‖g‖ - α) g: the α g pulls the second point back along g, which
+    rewards gradients that agree. α = 0 is the mean of ERM's and SAM's gradient.
+    """
+
+    def __init__(self, *args: Any, alpha: float = 1e-3, **options: Any) -> None:
+        self.__dict__["alpha"] = alpha
+        super().__init__(*args, **options)
+
+    def factor(self, size: Tensor) -> Tensor:
+        return super().factor(size) - self.alpha
+
+    def combine(self, here: Tensor, uphill: Tensor) -> Tensor:
+        return (here + uphill) / 2
 
 
 # --- averages made afterwards -------------------------------------------------------------------------
@@ -286,6 +317,23 @@ class Swad:
         self.losses.append(float(loss))
         self.parts.append((self.open.to("cpu"), self.count))
         self.open = None
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as nested lists of numbers and tensors."""
+        return {"losses": self.losses, "parts": [[m.state_dict(), n] for m, n in self.parts],
+                "open": self.open.state_dict() if self.open else {}, "count": self.count}  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any], like: nn.Module) -> None:
+        """Back to `state`; `like` is any network of the same shape."""
+
+        def module(weights: Mapping[str, Tensor], device: Any) -> nn.Module:
+            made = average_of(like).to(device)
+            made.load_state_dict(weights)
+            return made
+
+        self.losses, self.count = list(state["losses"]), state["count"]
+        self.parts = [(module(weights, "cpu"), n) for weights, n in state["parts"]]
+        self.open = module(state["open"], next(like.parameters()).device) if state["open"] else None
 
     def model(self) -> nn.Module:
         if not self.parts:

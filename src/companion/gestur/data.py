@@ -75,6 +75,10 @@ def image_set(name: str, root: Path | str | None = None) -> list[FolderDomain]:
         raise ValueError(
             f"{folder.name} has no domain folder {missing[0]!r}; {name} has {', '.join(known.domains)}"
         )
+    if (n := len(domains[0].classes)) != known.classes:
+        raise ValueError(
+            f"{folder.name} has {n} classes; {name} has {known.classes}, some are missing or too many"
+        )
     return domains
 
 
@@ -203,6 +207,7 @@ def pacs_small(size: int = 32) -> list[Domain]:
 
 
 ANGLES = (0, 15, 30, 45, 60, 75)
+AGREE = (0.9, 0.8, 0.1)
 
 
 def _digits() -> tuple[Tensor, Tensor]:
@@ -229,9 +234,7 @@ def rotated_digits(seed: int = 0) -> list[Domain]:
     return found
 
 
-def coloured_digits(
-    seed: int = 0, agree: Sequence[float] = (0.9, 0.8, 0.1), noise: float = 0.25
-) -> list[Domain]:
+def coloured_digits(seed: int = 0, agree: Sequence[float] = AGREE, noise: float = 0.25) -> list[Domain]:
     """ColoredMNIST's recipe on scikit-learn's digits: label = digit below 5, flipped with probability `noise`; the
     colour agrees with the label with probability `agree[k]` in domain k."""
     ink, digits = _digits()

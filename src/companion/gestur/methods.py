@@ -28,6 +28,7 @@ NAMES = (
     "coral",
     "mixup",
     "sam",
+    "sagm",
 )
 
 
@@ -51,7 +52,8 @@ class MethodConfig:
     miro: float = 0.1  # λ of MIRO
     gamma: float = 1.0  # CORAL
     beta: float = 0.2  # Mixup
-    rho: float = 0.05  # SAM
+    rho: float = 0.05  # SAM, SAGM
+    match: float = 1e-3  # α of SAGM
     share: float = 0.5  # WiSE-FT: weight of the fine-tuned end
 
     def __post_init__(self) -> None:
@@ -93,6 +95,7 @@ def build(config: MethodConfig, backbone: Backbone, classes: int, *, seed: int =
         "ema": (baselines.Ema, {"decay": config.decay}), "sma": (baselines.Sma, {"start": steps // 5}),
         "l2-sp": (baselines.L2sp, {"alpha": config.alpha}), "coral": (baselines.Coral, {"gamma": config.gamma}),
         "mixup": (baselines.Mixup, {"alpha": config.beta}), "sam": (baselines.Sam, {"rho": config.rho}),
+        "sagm": (baselines.Sagm, {"rho": config.rho, "alpha": config.match}),
         "miro": (baselines.Miro, {"lam": config.miro, "taps": backbone.taps, "example": example}),
     }  # fmt: skip
     kind, own = kinds[name]

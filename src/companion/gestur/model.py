@@ -96,7 +96,7 @@ class Erm(nn.Module):
         self._prepare()
         made = (optimizer or adam())(self.groups())
         if accelerator:
-            self.network.to(accelerator.device)
+            self.to(accelerator.device)  # the copies that a method keeps, too
         wrapped, made = accelerator.prepare(self.network, made) if accelerator else (self.network, made)
         # not registered as submodules: the wrapped network holds the same parameters
         self.__dict__.update(accelerator=accelerator, wrapped=wrapped, optimizer=made)
@@ -155,6 +155,7 @@ class Erm(nn.Module):
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
             "random": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -162,6 +163,8 @@ class Erm(nn.Module):
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
         torch.set_rng_state(state["random"])
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda"])
 
 
 # --- the moving average ------------------------------------------------------------------------------
@@ -222,8 +225,6 @@ class Gestur(Erm):
                  config: GesturConfig | None = None, **options: Any) -> None:  # fmt: skip
         self.__dict__["config"] = config or GesturConfig()
         super().__init__(featurizer, head, optimizer, **options)
-        if self.accelerator:
-            self.expert.to(self.accelerator.device)
 
     def _prepare(self) -> None:
         self.expert = average_of(self.network)

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from companion.tables import nearest
+
 
 @dataclass
 class Backbone:
-    """`module`: the featurizer; `width`: D; `taps`: submodules whose outputs MIRO compares; `licence` of the weights."""
+    """`module`: the featurizer; `width`: D; `taps`: submodules whose outputs MIRO compares; `weights`: where they come from."""
 
     module: nn.Module
     width: int
@@ -57,19 +59,25 @@ class ClipVisual(nn.Module):
 FULL = ("resnet50", "clip-vit-b16", "swag-regnety-16gf")
 
 
+def is_full(name: str) -> bool:
+    """Whether `full` knows the name: one of `FULL`, or `timm:` and the name of a timm model."""
+    return name in FULL or name.startswith("timm:")
+
+
 def full(name: str, pretrained: bool) -> Backbone:
     """One of the paper's backbones.
 
     `resnet50`: torchvision's IMAGENET1K_V1 (2048); `clip-vit-b16`: openai/clip-vit-base-patch16 through transformers
     (512, with its projection); `swag-regnety-16gf`: torchvision's RegNetY-16GF, SWAG end-to-end weights (3024;
-    CC-BY-NC 4.0). `pretrained=False` gives random weights of the same shape.
+    CC-BY-NC 4.0); `timm:NAME`: any image model of timm, with the weights its name says.
+    `pretrained=False` gives random weights of the same shape.
 
     Raises:
         ValueError: for another name.
         companion.datasets.DataMissing: where the weights cannot be had.
     """
-    if name not in FULL:
-        raise ValueError(f"backbone {name!r} does not exist; choose {', '.join(FULL)}")
+    if not is_full(name):
+        raise ValueError(f"backbone {name!r} does not exist; choose {', '.join(FULL)} or timm:NAME")
     try:
         return _full(name, pretrained)
     except OSError as error:
@@ -77,11 +85,13 @@ def full(name: str, pretrained: bool) -> Backbone:
 
         raise DataMissing(
             f"the weights of {name} are not on this machine and could not be fetched ({type(error).__name__}); "
-            "connect once so that torchvision or transformers can store them"
+            "connect once so that torchvision, transformers or timm can store them"
         ) from None
 
 
 def _full(name: str, pretrained: bool) -> Backbone:
+    if name.startswith("timm:"):
+        return _timm(name.removeprefix("timm:"), pretrained)
     import torchvision.models as tv
 
     if name == "resnet50":
@@ -107,6 +117,26 @@ def _full(name: str, pretrained: bool) -> Backbone:
     return Backbone(
         ClipVisual(tower.float()), 512, taps, "openai/clip-vit-base-patch16" if pretrained else "random"
     )
+
+
+def _timm(name: str, pretrained: bool) -> Backbone:
+    """A timm model without its head. MIRO's taps are its stages, or four blocks of a transformer."""
+    import timm
+
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no model {name!r}; did you mean {nearest(name, timm.list_models())}?")
+    net = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    inside = dict(net.named_modules())
+    if "blocks" in inside and len(inside["blocks"]) % 4 == 0:  # a transformer: after each quarter
+        quarter = len(inside["blocks"]) // 4
+        taps = tuple(f"blocks.{(k + 1) * quarter - 1}" for k in range(4))
+    else:
+        taps = tuple(t for t in dict.fromkeys(i["module"] for i in net.feature_info) if t in inside)
+    if not taps:
+        raise ValueError(
+            f"timm model {name!r} names no stages for MIRO; build a Backbone with taps of your own"
+        )
+    return Backbone(net, net.num_features, taps, f"timm {name}" if pretrained else "random")
 
 
 def linear_head(width: int, classes: int, seed: int) -> nn.Linear:

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from companion.gestur.baselines import Swad
 from companion.gestur.model import Erm
-from companion.training import generator
+from companion.training import generator, load_checkpoint, save_checkpoint
 
 
 def seed_hash(*key: Any) -> int:
@@ -103,6 +104,13 @@ class ProtocolConfig:
     swad: tuple[int, int, float] | None = None  # (converge, tolerate, ratio) also averages densely
 
 
+RULES = {
+    "training-domain": "the evaluation with the highest mean accuracy on held-out images of the sources",
+    "oracle": "the last evaluation; between runs, the highest accuracy on held-out images of the target",
+    "leave-one-domain-out": "the run and step with the highest mean accuracy on sources left out with the target",
+}
+
+
 @dataclass
 class Trial:
     """One training: what was evaluated when. `log[k]`: step, accuracy of every part as `<domain>/in`, `<domain>/out`."""
@@ -111,6 +119,9 @@ class Trial:
     sources: tuple[str, ...]
     log: list[dict[str, float]] = field(default_factory=list)
     swad: dict[str, float] | None = None  # the same accuracies of the dense average
+
+    def __post_init__(self) -> None:
+        self.target, self.sources = tuple(self.target), tuple(self.sources)
 
     def validation(self, k: int) -> float:
         """Mean source `out` accuracy at evaluation k."""
@@ -130,15 +141,20 @@ class Trial:
         raise ValueError(f"selection rule {rule!r} does not exist; choose training-domain, oracle, last")
 
     def result(self, rule: str = "training-domain") -> dict[str, float]:
-        """Step, source `val`idation and target accuracies (`test`: `in` part, `oracle`: `out` part), all in %."""
-        if rule == "training-domain" and self.swad is not None:
+        """Step, source `val`idation and target accuracies (`test`: `in` part, `out`: `out` part), all in %.
+
+        `rule` "swad" is the dense average, which needs no choice of a step. Raises ValueError where there is none.
+        """
+        if rule == "swad":
+            if self.swad is None:
+                raise ValueError("this training was not averaged densely; set `swad` in its ProtocolConfig")
             entry, val = self.swad, fmean(self.swad[f"{name}/out"] for name in self.sources)
         else:
             k = self.chosen(rule)
             entry, val = self.log[k], self.validation(k)
         test = fmean(entry[f"{name}/in"] for name in self.target)
-        oracle = fmean(entry[f"{name}/out"] for name in self.target)
-        return {"step": entry["step"], "val": 100 * val, "test": 100 * test, "oracle": 100 * oracle}
+        out = fmean(entry[f"{name}/out"] for name in self.target)
+        return {"step": entry["step"], "val": 100 * val, "test": 100 * test, "out": 100 * out}
 
 
 @torch.no_grad()
@@ -157,11 +173,15 @@ def scores(
 
 
 def train(algorithm: Erm, domains: Sequence[Any], targets: Sequence[int], config: ProtocolConfig, *,
-          watch: Callable[[int, Erm], None] | None = None, device: Any = "cpu") -> Trial:  # fmt: skip
+          watch: Callable[[int, Erm], None] | None = None, device: Any = "cpu", folder: Path | str | None = None,
+          stop_after: int | None = None) -> Trial:  # fmt: skip
     """Train on all domains but `targets` (numbers in sorted order) and evaluate on all.
 
     Args:
         watch: called as `watch(step, algorithm)` before every update (for analyses).
+        folder: a checkpoint is kept there after every evaluation; called again, the training goes on from it and
+            ends with the same numbers (on one device).
+        stop_after: leave after this many evaluations in this call.
 
     Raises:
         ValueError: for fewer than two source domains, a missing class, or a target that does not exist.
@@ -177,7 +197,14 @@ def train(algorithm: Erm, domains: Sequence[Any], targets: Sequence[int], config
     parts = [split(len(d), config.trial, k, config.holdout) for k, d in enumerate(domains)]
     trial = Trial(tuple(domains[t].name for t in targets), tuple(domains[s].name for s in sources))
     average = Swad(*config.swad) if config.swad else None
-    for step in range(config.steps):
+    began = 0
+    if folder and (state := load_checkpoint(Path(folder))):
+        algorithm.load_state_dict(state["algorithm"])
+        began, trial.log = state["step"] + 1, state["log"]
+        if average:
+            average.restore(state["swad"], algorithm.predictor)
+    left = stop_after
+    for step in range(began, config.steps):
         batches = []
         for s in sources:
             g = generator(config.seed, "batch", s, step)
@@ -194,6 +221,12 @@ def train(algorithm: Erm, domains: Sequence[Any], targets: Sequence[int], config
             trial.log.append({"step": step, **entry})
             if average:
                 average.evaluated(losses)
+            if folder:
+                save_checkpoint(Path(folder), step, {"step": step, "log": trial.log, "algorithm": algorithm.state_dict(),
+                                                     "swad": average.state() if average else {}})  # fmt: skip
+            left = left - 1 if left else left
+            if left == 0:
+                return trial
     if average:
         entry, _ = evaluate(average.model().to(device), domains, parts, sources, device)
         trial.swad = {"step": config.steps - 1, **entry}
@@ -226,33 +259,67 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), pstdev(values) / math.sqrt(len(values))
 
 
-def choose(runs: Mapping[str, Sequence[Trial]], rule: str, target: str) -> str:
-    """The hyper-parameters (a key of `runs`) that a selection rule picks for `target`; the first of equals.
+@dataclass(frozen=True)
+class Choice:
+    """What a selection rule keeps: the run's name, per target the step, what the rule saw (`val`) and `test`, in %."""
 
-    `training-domain`: highest source validation among the runs that only leave `target` out. `oracle`: highest target
-    `out` accuracy at the last step (looks at the test domain). `leave-one-domain-out`: highest mean accuracy on
-    domains left out together with `target`; needs the runs with two targets.
+    name: str
+    steps: tuple[int, ...]
+    val: float
+    test: float
+
+
+def select(runs: Mapping[str, Sequence[Trial]], rule: str = "training-domain", target: str = "") -> Choice:
+    """The hyper-parameters (a key of `runs`) and the step that a rule picks within one trial seed.
+
+    Args:
+        runs: per setting of the hyper-parameters its trainings; those that leave two domains out serve
+            leave-one-domain-out only.
+        rule: a key of `RULES`. Leave-one-domain-out compares steps, too, and needs for every source the training
+            that leaves it out together with the target.
+        target: DomainBed chooses for every target anew. Without one, a single setting is chosen for all targets
+            by the mean over them, as the code base of GESTUR does.
+
+    Of equal steps the first counts, of equal runs the last (DomainBed sorts and takes the end).
+    Raises ValueError for an unknown rule, or where trainings are missing or doubled.
     """
-    best, kept = -math.inf, None
+    if rule not in RULES:
+        raise ValueError(f"selection rule {rule!r} does not exist; choose {', '.join(RULES)}")
+    best: Choice | None = None
     for name, trials in runs.items():
-        alone = [t for t in trials if t.target == (target,)]
-        pairs = [t for t in trials if len(t.target) == 2 and target in t.target]
-        if rule == "training-domain":
-            values = [t.result("training-domain")["val"] for t in alone]
-        elif rule == "oracle":
-            values = [t.result("oracle")["oracle"] for t in alone]
-        elif rule == "leave-one-domain-out":
-            values = [100 * t.log[-1][f"{other}/in"] for t in pairs for other in t.target if other != target]
-        else:
-            raise ValueError(
-                f"selection rule {rule!r} does not exist; choose training-domain, oracle, leave-one-domain-out"
-            )
-        if not values:
-            raise ValueError(f"{name}: no run leaves out {target}"
-                             + (" together with another domain" if rule == "leave-one-domain-out" else ""))  # fmt: skip
-        if fmean(values) > best:
-            best, kept = fmean(values), name
-    return kept
+        targets = [target] if target else sorted({t.target[0] for t in trials if len(t.target) == 1})
+        found = [_seen(name, trials, rule, one) for one in targets]
+        if not found:
+            raise ValueError(f"{name}: no run leaves out one domain")
+        choice = Choice(
+            name, tuple(f[0] for f in found), fmean(f[1] for f in found), fmean(f[2] for f in found)
+        )
+        if best is None or choice.val >= best.val:
+            best = choice
+    if best is None:
+        raise ValueError("there is no run to choose from")
+    return best
+
+
+def _seen(name: str, trials: Sequence[Trial], rule: str, target: str) -> tuple[int, float, float]:
+    """(step, what the rule sees, test accuracy) of one setting for one target."""
+    alone = [t for t in trials if t.target == (target,)]
+    if len(alone) != 1:
+        raise ValueError(f"{name}: {len(alone)} runs leave out {target} alone; a choice is made within one trial, "
+                         "from one run each")  # fmt: skip
+    one = alone[0]
+    if rule != "leave-one-domain-out":
+        r = one.result(rule)
+        return int(r["step"]), r["val"] if rule == "training-domain" else r["out"], r["test"]
+    pairs = {}
+    for t in trials:
+        if len(t.target) == 2 and target in t.target:
+            pairs[next(x for x in t.target if x != target)] = t
+    if missing := sorted(set(one.sources) - set(pairs)):
+        raise ValueError(f"{name}: no run leaves out {target} together with {missing[0]}")
+    scores_ = [fmean(t.log[k][f"{other}/in"] for other, t in pairs.items()) for k in range(len(one.log))]
+    k = scores_.index(max(scores_))
+    return int(one.log[k]["step"]), 100 * scores_[k], 100 * one.log[k][f"{target}/in"]
 
 
 def report(trials: Sequence[Trial], rule: str = "training-domain") -> dict[str, tuple[float, float]]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 
+from companion import records, training
 from companion.gestur import data, methods, nets, pretrain, protocol, world
 from companion.gestur.methods import MethodConfig
 
-# Settings found in the official repositories for ResNet-50 (GESTUR and MIRO; spec 2.4 and 4.3).
+# Settings found in the official repositories for ResNet-50 (of GESTUR, MIRO and SAGM).
 PUBLISHED: dict[str, dict[str, dict[str, float]]] = {
     "gestur": {
         "pacs": {"lr": 5e-5, "dropout": 0.0, "weight_decay": 0.0, "lam": 0.01},
@@ -27,6 +32,13 @@ PUBLISHED: dict[str, dict[str, dict[str, float]]] = {
         "terraincognita": {"lr": 3e-5, "dropout": 0.0, "weight_decay": 1e-4, "miro": 0.1},
         "domainnet": {"lr": 3e-5, "dropout": 0.1, "weight_decay": 0.0, "miro": 0.1},
     },
+    "sagm": {
+        "pacs": {"lr": 3e-5, "dropout": 0.5, "weight_decay": 1e-4, "match": 1e-3},
+        "vlcs": {"lr": 1e-5, "dropout": 0.5, "weight_decay": 1e-4, "match": 1e-3},
+        "officehome": {"lr": 1e-5, "dropout": 0.5, "weight_decay": 1e-4, "match": 5e-4},
+        "terraincognita": {"lr": 1e-5, "dropout": 0.5, "weight_decay": 1e-4, "match": 1e-3},
+        "domainnet": {"lr": 3e-5, "dropout": 0.5, "weight_decay": 1e-6, "match": 5e-4},
+    },
 }
 MIRO_LAMBDA = {"clip-vit-b16": dict.fromkeys(data.SETS, 1.0),
                "swag-regnety-16gf": dict(zip(data.SETS, (0.1, 0.01, 0.1, 0.01, 0.1), strict=True))}  # fmt: skip
@@ -41,8 +53,15 @@ def method_config(p: Mapping[str, Any]) -> MethodConfig:
         if p.get("backbone") == "resnet50":
             found |= PUBLISHED.get(p["method"], {}).get(p["data"], {})
         elif p["method"] == "miro":
-            found["miro"] = MIRO_LAMBDA[p["backbone"]][p["data"]]
+            found["miro"] = MIRO_LAMBDA.get(p["backbone"], {}).get(p["data"], found.get("miro", 0.1))
     return MethodConfig.of(found)
+
+
+def settings(config: MethodConfig) -> str:
+    """The settings that differ from the defaults, as `lr=0.001, lam=0.1`."""
+    plain = MethodConfig()
+    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in vars(config).items()
+                     if v != getattr(plain, k) and k != "method")  # fmt: skip
 
 
 def protocol_config(p: Mapping[str, Any], seed: int) -> protocol.ProtocolConfig:
@@ -56,13 +75,34 @@ def protocol_config(p: Mapping[str, Any], seed: int) -> protocol.ProtocolConfig:
 
 def targets(p: Mapping[str, Any]) -> list[str]:
     """The domains that are left out in turn: all, or those named in `targets` (comma-separated)."""
-    names = {"glyphs": list(world.STYLES), "digits": list(world.STYLES), **{k: list(s.domains) for k, s in data.SETS.items()},
-             "pacs-small": list(data.SETS["pacs"].domains)}  # fmt: skip
-    known = sorted(names[p["data"]])
+    known = sorted(_names(p["data"]))
     wanted = [name for name in str(p.get("targets", "")).split(",") if name] or known
     if bad := [name for name in wanted if name not in known]:
         raise ValueError(f"target {bad[0]!r} is not a domain of {p['data']}; choose {', '.join(known)}")
     return wanted
+
+
+def _names(name: str) -> list[str]:
+    """The domains of the data set `name`. Raises ValueError for an unknown one."""
+    found = {"glyphs": list(world.STYLES), "digits": list(world.STYLES), "pacs-small": list(data.SETS["pacs"].domains),
+             "rotated-digits": [f"{a:02d}" for a in data.ANGLES],
+             "coloured-digits": [f"agree-{a:.1f}" for a in data.AGREE],
+             **{k: list(s.domains) for k, s in data.SETS.items()}}  # fmt: skip
+    if name not in found:
+        raise ValueError(f"data {name!r} does not exist; choose {', '.join(found)}")
+    return found[name]
+
+
+@lru_cache(maxsize=1)
+def _fixed(name: str, size: int, seed: int) -> list[Any]:
+    """Domains that are the same whatever is left out; kept, because reading them takes longer than training."""
+    if name == "pacs-small":
+        return data.pacs_small(size)
+    if name == "rotated-digits":
+        return data.rotated_digits(seed)
+    if name == "coloured-digits":
+        return data.coloured_digits(seed)
+    return data.image_set(name)
 
 
 def domains(p: Mapping[str, Any], target: str, seed: int, strength: float = 0.0) -> list[Any]:
@@ -76,18 +116,15 @@ def domains(p: Mapping[str, Any], target: str, seed: int, strength: float = 0.0)
         ink = data.mnist() if p["data"] == "digits" else None
         painted = world.domains(config, target, seed, ink)
         return [protocol.Domain(name, x, y, shift=1) for name, (x, y) in painted.items()]
-    if p["data"] == "pacs-small":
-        return data.pacs_small(p["size"])
-    return data.image_set(p["data"])
+    _names(p["data"])
+    return _fixed(p["data"], p.get("size", 224), seed)
 
 
 def backbone(p: Mapping[str, Any]) -> nets.Backbone:
-    """The pre-trained featurizer: a name in `nets.FULL`, or the name of weights stored with the package."""
-    return (
-        nets.full(p["backbone"], pretrained=True)
-        if p["backbone"] in nets.FULL
-        else pretrain.load(p["backbone"])[0]
-    )
+    """The pre-trained featurizer: a name that `nets.full` knows, or the name of weights stored with the package."""
+    if nets.is_full(p["backbone"]):
+        return nets.full(p["backbone"], pretrained=True)
+    return pretrain.load(p["backbone"])[0]
 
 
 def probe(net: nets.Backbone, parts: list[Any], target: str, config: protocol.ProtocolConfig) -> nn.Linear:
@@ -109,6 +146,46 @@ def build(p: Mapping[str, Any], net: nets.Backbone, parts: list[Any], target: st
     head = probe(net, parts, target, rules) if config.method in ("lp-ft", "wise-ft") else None
     return methods.build(config, net, classes, seed=seed, example=parts[0].get(torch.arange(2)), probe=head,
                          steps=rules.steps)  # fmt: skip
+
+
+def trial(p: Mapping[str, Any], net: nets.Backbone, parts: list[Any], target: str, seed: int, strength: float = 0.0, *,
+          device: Any = "cpu", **changes: Any) -> protocol.Trial:  # fmt: skip
+    """One training of one method with `target` left out; `changes` replace settings.
+
+    A finished training is kept in the cache folder under everything that decides it (settings, data, seed, code), so
+    that tables share it and a stopped run goes on. Small networks are always averaged densely, too: it costs nothing
+    there and gives "+ SWAD" for every method.
+    """
+    small = not nets.is_full(p["backbone"])
+    config = protocol_config({**p, "swad": small or p.get("swad", False)}, seed)
+    key = [repr(method_config({**p, **changes})), repr(config), p["data"], p.get("size"), p.get("images"), p["backbone"],
+           strength, target]  # fmt: skip
+    folder = training.cache_folder("gestur", *key)
+    if (done := folder / "trial.json").is_file():
+        return protocol.Trial(**json.loads(done.read_text(encoding="utf-8")))
+    algorithm = build(p, net, parts, target, seed, **changes).to(device)
+    number = [d.name for d in parts].index(target)
+    found = protocol.train(
+        algorithm, parts, [number], config, device=device, folder=None if small else folder
+    )
+    shutil.rmtree(folder, ignore_errors=True)  # the finished training's checkpoint
+    records.write_json(done, asdict(found))
+    return found
+
+
+def variants(text: str) -> dict[str, dict[str, Any]]:
+    """Settings per variant: `"erm: method=erm|lam=0.1"` -> {"erm": {"method": "erm"}, "lam=0.1": {"lam": 0.1}}.
+
+    A variant is named before a colon, or by its settings. Raises ValueError for an unknown setting or a double name.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for part in text.split("|"):
+        name, colon, rest = part.partition(":")
+        name = name.strip()
+        if name in found:
+            raise ValueError(f"variant {name!r} is there twice")
+        found[name] = changes(rest if colon else part)
+    return found
 
 
 def changes(variant: str) -> dict[str, Any]:

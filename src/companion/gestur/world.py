@@ -174,14 +174,38 @@ def domains(config: WorldConfig, target: str, seed: int,
     return found
 
 
-def pretraining_batch(
-    glyphs: Tensor, n: int, size: int, k: int, seed: int, jitter: float = 0.07
-) -> tuple[Tensor, Tensor]:
-    """The k-th batch of pre-training: any glyph in any of the six styles, any hue. -> ([n, 3, S, S], [n])"""
+def pretraining_batch(glyphs: Tensor, n: int, size: int, k: int, seed: int, jitter: float = 0.07,
+                      drawings: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The k-th batch of pre-training: any glyph in any of the six styles, any hue. -> ([n, 3, S, S], [n])
+
+    Args:
+        drawings: ink [N, 1, H, W] and labels [N] of real characters; half of the batch is taken from them, and their
+            labels are counted on from the glyphs'.
+    """
     g = generator(seed, "pretrain", k)
-    labels = torch.randint(0, len(glyphs), (n,), generator=g)
+    ours = n if drawings is None else n - n // 2
+    labels = torch.randint(0, len(glyphs), (ours,), generator=g)
     ink = draw(glyphs[labels], size, jitter, g)
+    if drawings is not None:
+        at = torch.randint(0, len(drawings[1]), (n // 2,), generator=g)
+        mixed = torch.randperm(n, generator=g)
+        ink = torch.cat([ink, shake(drawings[0][at], size, g)])[mixed]
+        labels = torch.cat([labels, len(glyphs) + drawings[1][at]])[mixed]
     styles = STYLES + EXTRA
     parts = [paint(part, torch.rand(len(part), generator=g), style, g)
              for part, style in zip(ink.tensor_split(len(styles)), styles, strict=True)]  # fmt: skip
     return torch.cat(parts), labels
+
+
+def shake(ink: Tensor, size: int, g: torch.Generator) -> Tensor:
+    """Drawings slightly turned, scaled and moved, as `draw` does with strokes. [n, 1, H, W] -> [n, 1, S, S]"""
+    n = len(ink)
+    angle = 0.15 * torch.randn(n, generator=g)
+    zoom = 1 / (0.8 + 0.3 * torch.rand(n, generator=g))
+    move = 0.1 * torch.randn(n, 2, 1, generator=g)
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).reshape(n, 2, 2)
+    grid = F.affine_grid(
+        torch.cat([zoom[:, None, None] * turn, move], 2), list(ink.shape), align_corners=False
+    )
+    moved = F.grid_sample(ink, grid, align_corners=False)
+    return F.interpolate(moved, size=(size, size), mode="area")

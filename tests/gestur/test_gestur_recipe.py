@@ -1,0 +1,83 @@
+"""From settings to trainings: variants, the cache of finished trainings, and the table of everything."""
+
+import json
+
+import pytest
+import torch
+
+from companion import records, tables
+from companion.gestur import recipe, summary
+
+SMALL = {"data": "glyphs", "size": 16, "images": 60, "backbone": "glyphs", "steps": 4, "every": 2, "batch": 4, "lr": 1e-3,
+         "head_factor": 10.0, "memory": 1.0, "method": "gestur"}  # fmt: skip
+
+
+def test_variants_have_names_and_settings():
+    found = recipe.variants("erm: method=erm|lam=0.1|plain: norm=none lam=0.5 halve=false")
+    assert found == {
+        "erm": {"method": "erm"},
+        "lam=0.1": {"lam": 0.1},
+        "plain": {"norm": "none", "lam": 0.5, "halve": False},
+    }
+    with pytest.raises(ValueError, match="variant 'lam=1' is there twice"):
+        recipe.variants("lam=1|lam=1")
+    with pytest.raises(ValueError, match="'speed' is no setting; choose from method"):
+        recipe.variants("speed=3")
+
+
+def test_settings_name_what_differs_from_the_defaults():
+    config = recipe.method_config({**SMALL, "lam": 0.1})
+    assert recipe.settings(config) == "lr=0.001, head_factor=10, lam=0.1, decay=0.75"
+
+
+def test_a_finished_training_is_kept_and_every_setting_that_matters_makes_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_CACHE", str(tmp_path))
+    net = recipe.backbone(SMALL)
+    parts = recipe.domains(SMALL, "art", 0, 0.5)
+    one = recipe.trial(SMALL, net, parts, "art", 0, 0.5, lam=0.1)
+    assert one.swad is not None  # small networks are averaged densely, too
+    assert len(list(tmp_path.iterdir())) == 1
+    kept = next(tmp_path.iterdir()) / "trial.json"
+    content = json.loads(kept.read_text())
+    content["log"][0]["step"] = 77
+    kept.write_text(json.dumps(content))
+    assert recipe.trial(SMALL, net, parts, "art", 0, 0.5, lam=0.1).log[0]["step"] == 77
+    # what only decides which tables show the training does not matter
+    again = recipe.trial(
+        {**SMALL, "variants": "x", "against": "y", "swad": True}, net, parts, "art", 0, 0.5, lam=0.1
+    )
+    assert again.log[0]["step"] == 77
+    for change, strength, seed in (({"lam": 0.2}, 0.5, 0), ({"lam": 0.1}, 0.6, 0), ({"lam": 0.1}, 0.5, 1)):
+        assert recipe.trial(SMALL, net, parts, "art", seed, strength, **change).log[0]["step"] == 0
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def record(folder, seed, per_target, row="strong"):
+    cell = tables.cell("gestur", "shortcut", row, "all")
+    run = records.Run(cell, seed, folder)
+    run.save(
+        dict.fromkeys(cell.metrics, 1.0), notes={"per target": per_target, "settings": {"gestur": "lam=0.1"}}
+    )
+
+
+def test_the_table_of_everything(tmp_path):
+    for seed in (0, 1):
+        art = {"test": 70.0 + 4 * seed, "val": 90.0, "last": 60.0, "step": 10 * seed}
+        sketch = {"test": 80.0 + 4 * seed, "val": 92.0, "last": 64.0, "step": 20}
+        record(tmp_path, seed, {"0.95": {"erm": {"art": art}, "gestur": {"art": art, "sketch": sketch}}})
+    found = summary.everything("gestur", "shortcut", "reduced", "strong", {"gestur": "GESTUR"}, tmp_path)
+    line = found.loc["GESTUR"]
+    # standard error over two trials, deviation with n in the denominator: 2 / √2
+    assert (line["art"], line["sketch"], line["mean"]) == ("72.0 ± 1.4", "82.0 ± 1.4", "77.0 ± 1.4")
+    assert (line["sources"], line["last step"], line["trials"]) == ("91.0 ± 0.0", "62.0 ± 0.0", 2)
+    assert (line["chosen steps"], line["settings"]) == ("0–20", "lam=0.1")
+    with pytest.raises(ValueError, match="no valid records of gestur shortcut at scale reduced, row weak"):
+        summary.everything("gestur", "shortcut", "reduced", "weak", folder=tmp_path)
+    assert "held-out images of the sources" in summary.rule()
+
+
+def test_fixed_sets_are_read_once():
+    p = {"data": "coloured-digits"}
+    first = recipe.domains(p, "agree-0.9", 3)
+    assert all(a is b for a, b in zip(first, recipe.domains(p, "agree-0.1", 3), strict=True))
+    assert not torch.equal(first[0].labels, recipe.domains(p, "agree-0.1", 4)[0].labels)
