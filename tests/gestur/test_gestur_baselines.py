@@ -160,6 +160,24 @@ def test_sagm_is_the_mean_of_two_gradients_and_its_second_point_is_pulled_back()
     assert not torch.allclose(flat(sagm.network), flat(start) - 0.1 * uphill, atol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "own"), [("sam", {"rho": 0.0}), ("sagm", {"rho": 0.0, "match": 0.0}),
+                                           ("l2-sp", {"alpha": 0.0}), ("miro", {"miro": 0.0}), ("coral", {"gamma": 0.0}),
+                                           ("gestur", {"lam": 0.0, "halve": False})])  # fmt: skip
+def test_switched_off_every_method_is_erm(name, own):
+    """On convolutions and with the fused Adam of the tables: layouts of gradients in memory matter there."""
+    backbone, y = nets.small(), torch.arange(48) % 3
+    x = torch.rand(48, 3, 16, 16).to(memory_format=torch.channels_last)  # as augmentation leaves it
+    found = []
+    for method, settings in (("erm", {}), (name, own)):
+        config = methods.MethodConfig(method=method, lr=1e-2, **settings)
+        algorithm = methods.build(config, backbone, 3, example=x, steps=10)
+        for _ in range(5):
+            algorithm.update([(x[:24], y[:24]), (x[24:], y[24:])])
+        found.append(flat(algorithm.network.featurizer))
+    assert torch.allclose(*found, atol=2e-4)
+    assert not torch.allclose(found[0], flat(backbone.module), atol=1e-2)
+
+
 def test_two_gradient_methods_refuse_accelerate():
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState

@@ -207,9 +207,12 @@ class Sam(Erm):
         """How many times g = ∇L(θ), whose norm is `size`, the weights are moved uphill."""
         return self.rho / (size + 1e-12)
 
-    def combine(self, here: Tensor, uphill: Tensor) -> Tensor:
-        """The gradient that the optimizer sees, from those at θ and at the moved weights."""
-        return uphill
+    def combine(self, uphill: Tensor, here: Tensor) -> None:
+        """Make the gradient that the optimizer sees, in place of `uphill`, from those at the moved weights and at θ.
+
+        In place, because a fused optimizer reads a gradient in the memory layout of its parameter, which `here` need
+        not have.
+        """
 
     def update(self, batches: Batches) -> dict[str, float | Tensor]:
         self.network.train()
@@ -226,7 +229,7 @@ class Sam(Erm):
         with torch.no_grad():
             for p, g, old in found:
                 p.copy_(old)
-                p.grad = self.combine(g, p.grad)
+                self.combine(p.grad, g)
         self.optimizer.step()
         self.steps += 1
         return {"loss": loss.detach()}
@@ -246,8 +249,8 @@ class Sagm(Sam):
     def factor(self, size: Tensor) -> Tensor:
         return super().factor(size) - self.alpha
 
-    def combine(self, here: Tensor, uphill: Tensor) -> Tensor:
-        return (here + uphill) / 2
+    def combine(self, uphill: Tensor, here: Tensor) -> None:
+        uphill.add_(here).mul_(0.5)
 
 
 # --- averages made afterwards -------------------------------------------------------------------------
