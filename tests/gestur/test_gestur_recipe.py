@@ -76,6 +76,26 @@ def test_the_table_of_everything(tmp_path):
     assert "held-out images of the sources" in summary.rule()
 
 
+def test_figures_show_means_and_intervals_of_the_valid_records(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setattr(records, "evidence_folder", lambda: tmp_path)
+    cell = tables.cell("gestur", "lambda", "gestur-strong", "all")
+    for seed, value in enumerate((70.0, 80.0)):
+        metrics = dict.fromkeys(cell.metrics, value)
+        metrics |= {k.replace("test@", "val@"): value + 10 for k in cell.metrics}
+        records.Run(cell, seed, tmp_path).save(metrics, notes={"chosen": "lam=0.03"})
+    fig = summary.figure_lambda()
+    strong, weak = fig.axes
+    assert [list(line.get_ydata()) for line in strong.lines if len(line.get_ydata()) == 6][:1] == [[85.0] * 6]
+    assert [t.get_text() for t in strong.texts] == ["chosen 2×"]
+    assert not weak.lines  # nothing has been run there
+    assert summary.interval([70.0, 80.0])[1] == pytest.approx(12.7062 * 50**0.5 / 2**0.5)
+    for make in (summary.figure_methods, summary.figure_ablation, summary.figure_gradients):
+        make()  # empty, not an error
+    plt.close("all")
+
+
 def test_fixed_sets_are_read_once():
     p = {"data": "coloured-digits"}
     first = recipe.domains(p, "agree-0.9", 3)

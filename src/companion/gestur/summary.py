@@ -125,6 +125,11 @@ def _bars(ax: Any, lines: Sequence[str], points: Sequence[tuple[float, float]], 
     ax.set_yticks(at, lines)
 
 
+def _legend(ax: Any, where: str) -> None:
+    if ax.get_legend_handles_labels()[0]:  # nothing is drawn where there are no records
+        ax.legend(loc=where, fontsize=8)
+
+
 def figure_methods(scale: str = "reduced") -> Any:
     """Unseen accuracy and source accuracy of every method at both strengths of the shortcut."""
     import matplotlib.pyplot as plt
@@ -147,7 +152,7 @@ def figure_methods(scale: str = "reduced") -> Any:
             label = {"val": "held-out sources", "test": "unseen styles"}[kind]
             _bars(ax, names, points, color=color, marker=marker, markersize=5, label=label)
         ax.set(xlabel="accuracy (%)", title=f"{row.title} ({count(found)})")
-    axes[0].legend(loc="upper left", fontsize=8)
+    _legend(axes[0], "upper left")
     return fig
 
 
@@ -178,7 +183,7 @@ def figure_lambda() -> Any:
         ax.margins(0.08, 0.12)
         ax.set(xlabel="λ", title=f"{row.title} ({count(found)})")
     axes[0].set_ylabel("accuracy (%)")
-    axes[0].legend(fontsize=8, loc="center left")
+    _legend(axes[0], "center left")
     return fig
 
 
@@ -232,6 +237,6 @@ def figure_gradients() -> Any:
         axes[1, k].set_xlabel("step")
     axes[0, 0].set_ylabel("cosine with unseen gradient")
     axes[1, 0].set_ylabel("bias towards the sources")
-    axes[0, 0].legend(fontsize=8)
-    axes[1, 0].legend(fontsize=8)
+    for ax in axes[:, 0]:
+        _legend(ax, "best")
     return fig
