@@ -75,7 +75,7 @@ def everything(paper: str, table: str, scale: str, row: str = "", titles: Mappin
         steps = [int(t[name]["step"]) for t in all_trials for name in names]
         line["chosen steps"] = f"{min(steps)}–{max(steps)}" if min(steps) < max(steps) else f"{steps[0]}"
         line["trials"] = len(all_trials)
-        line["settings"] = settings.get(method, "")
+        line["settings"] = settings.get(method.removesuffix("+swad"), "")
         lines.append(line)
     return pd.DataFrame(lines).set_index("method")
 
@@ -183,7 +183,7 @@ def figure_lambda() -> Any:
         ax.margins(0.08, 0.12)
         ax.set(xlabel="λ", title=f"{row.title} ({count(found)})")
     axes[0].set_ylabel("accuracy (%)")
-    _legend(axes[0], "center left")
+    _legend(axes[0], "upper right")
     return fig
 
 
