@@ -17,8 +17,8 @@
 #
 # The backbone of the reduced and real scales: a small network that tells characters apart in all six styles,
 # whatever their hue. Its classes are not those of the task. There are two: `glyphs` knows 200 procedural characters,
-# `omniglot` those and 292 real ones of Omniglot. The runs behind the stored weights are recorded; by default this
-# notebook only takes a few steps to show how it goes.
+# `omniglot` those and 292 real ones of Omniglot. Both have a run on record: that of `omniglot` made the stored weights,
+# that of `glyphs` is a second run of their recipe. By default this notebook only takes a few steps to show how it goes.
 
 # %% tags=["hide-input"]
 # Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.

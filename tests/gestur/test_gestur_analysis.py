@@ -85,7 +85,7 @@ def test_the_line_between_models_has_its_ends():
 def test_stored_weights_know_their_glyphs_and_unknown_names_are_named(tmp_path):
     backbone, head = pretrain.load("glyphs")
     assert pretrain.old_accuracy(backbone.module, head, 16) > 40  # chance is 0.5
-    with pytest.raises(ValueError, match="no pre-trained weights 'imagenet'; there are: glyphs"):
+    with pytest.raises(ValueError, match="no pre-trained weights 'imagenet'; there are: glyphs, omniglot"):
         pretrain.load("imagenet")
     path = pretrain.save(backbone, None, "again", tmp_path)
     again, none = pretrain.load("again", tmp_path)
@@ -104,6 +104,14 @@ def test_stored_weights_are_as_good_as_the_recorded_run():
     mine = pretrain.accuracy(backbone, head, world.alphabet(200, pretrain.ALPHABET), 16, 0)
     assert mine["accuracy"] == pytest.approx(recorded["accuracy"], abs=2)
     assert mine["sketch"] == pytest.approx(recorded["sketch"], abs=4)
+
+
+def test_the_stored_omniglot_weights_are_those_of_the_recorded_run():
+    from safetensors.torch import load_file
+
+    found = records.read(records.evidence_folder(), "gestur", "pretraining", "real")
+    noted = next(r["notes"]["weights"] for r in found if r["run"]["row"] == "omniglot")
+    assert pretrain.stored_fingerprint(load_file(pretrain.WEIGHTS / "omniglot.safetensors")) == noted
 
 
 def test_real_characters_are_half_of_a_batch_and_their_labels_go_on_from_the_glyphs():
