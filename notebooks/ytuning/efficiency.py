@@ -15,9 +15,10 @@
 # %% [markdown]
 # # Y-Tuning: what a step costs
 #
-# One run of this notebook fills one **row** of the table "efficiency" (speed and memory of training steps) or one
-# cell of the table "size" (trained parameters). Both use random weights of the model's exact shape: cost does not
-# depend on what the weights are. Each row runs in a process of its own, so that peak memory is its own.
+# One run of this notebook fills one **row** (a model) of the tables "efficiency" (measured: speed and memory of
+# training steps), "counts" (counted: operations and memory of a step, at any size on any machine) or "size" (trained
+# parameters). All use random weights of the model's exact shape: cost does not depend on what the weights are. All
+# methods of a row are measured in the same run, because only a ratio within one run says much on a busy machine.
 
 # %% tags=["hide-input"]
 # Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.
@@ -40,10 +41,10 @@ if importlib.util.find_spec("companion") is None:
     )
 
 # %% tags=["parameters"]
-table = "efficiency"  # efficiency or size: tables of papers/ytuning.toml
-row = "y-tuning-cached"  # efficiency: y-tuning-cached, y-tuning, fine-tuning, ...; size: a model
-column = "all"  # efficiency: all; size: 1 or 2 decoder layers
-scale = "reduced"  # reduced (MiniLM on a CPU) or full (DeBERTa-XXL, RoBERTa-large, BART-large; size needs no GPU)
+table = "efficiency"  # efficiency, counts or size: tables of papers/ytuning.toml
+row = "minilm"  # a model: minilm, roberta-large, bart-large, deberta-xxl
+column = "all"  # one run fills all columns
+scale = "reduced"  # reduced (MiniLM), real (large models, small batch, a CPU) or full (a GPU; counts and size: none)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
@@ -66,43 +67,120 @@ training.seed_everything(seed, threads=1 if scale == "reduced" else None)
 
 # %%
 shape, total = cost.shape(p["backbone"]), cost.count(p["backbone"])
-labels = p.get("labels", 2)
-config = YTuningConfig(
-    {"task": [str(k) for k in range(labels)]}, shape.width, heads=shape.heads, feed_forward=shape.feed_forward,
-    layers=p.get("layers", 1),
-)  # fmt: skip
-own = parameter_count(config)
+own = {
+    layers: parameter_count(YTuningConfig(
+        {"task": ("no", "yes")}, shape.width, heads=shape.heads, feed_forward=shape.feed_forward, layers=layers
+    ))
+    for layers in (1, 2)
+}  # fmt: skip
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(
-    f"{p['backbone']}: {total:,} frozen parameters; psi with {config.layers} layer(s): {own:,}, {100 * own / total:.2f} %"
-)
+print(f"{p['backbone']}: {total:,} frozen parameters")
+for layers, count in own.items():
+    print(f"psi with {layers} layer(s): {count:,}, {100 * count / total:.2f} %")
 
 # %% [markdown]
-# ## Steps
+# ## A step, counted
 #
-# Forward, backward, AdamW. `y-tuning` runs the frozen model without gradients in each step, `y-tuning-cached` starts
-# from stored features and never builds the model.
+# The same model on the "meta" device takes one training step. torch counts the operations of all matrix products; a
+# hook sees every tensor that autograd keeps for the way back. Full fine-tuning does a forward pass and a backward
+# pass that costs twice as much; without a cache Y-Tuning keeps the forward pass, with a cache it keeps nothing of the
+# big model. LoRA saves the third of the work that computes the weights' gradients, and next to no activations.
 
 # %%
-if table == "size":
-    outcome = {
-        "share": 100 * own / total,
-        "trainable_millions": own / 1e6,
-        "total": total,
-    }
-else:
-    outcome = cost.measure(
-        p["method"], p["backbone"], batch=p["batch"], tokens=p["tokens"], steps=p["steps"], warmup=p["warmup"],
-        precision=p["precision"],
+names = {"y-tuning-cached": "cached", "y-tuning": "uncached", "lora": "lora", "fine-tuning": "fine-tuning"}  # fmt: skip
+counted = {
+    short: cost.counted(method, p["backbone"], batch=p.get("batch", 32), tokens=p.get("tokens", 128))
+    for method, short in names.items()
+    if table != "size"
+}  # fmt: skip
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for short, c in counted.items():
+    print(
+        f"{short:<12} {c['gflop']:9.1f} GFLOP  {c['kept_gib']:7.3f} GiB kept for the way back  {c['memory_gib']:7.3f} GiB in all"
+    )
+
+# %% [markdown]
+# ## Steps, measured
+#
+# Forward, backward, AdamW, each method in a process of its own so that its peak memory is its own. `uncached` runs
+# the frozen model without gradients in each step, `cached` starts from stored features and never builds the model.
+# On a CPU the peak is what the steps add to the process after the model is loaded; on a GPU it is everything.
+
+# %%
+measured = {"rows": {}, "ratios": {}}
+if table == "efficiency":
+    measured = cost.compare(
+        p["backbone"], tuple(names), examples=p["examples"], batch=p["batch"], tokens=p["tokens"],
+        steps=p["steps"], warmup=p["warmup"], precision=p["precision"],
     )  # fmt: skip
-for name, value in outcome.items():
-    print(f"{name:<20}", f"{value:,.2f}" if isinstance(value, float) else value)
+    for method, m in measured["rows"].items():
+        print(
+            f"{names[method]:<12} {m['step_ms']:8.1f} ms a step {m['examples_per_s']:8.1f} examples/s {m['peak_mib'] or 0:8.0f} MiB"
+            + (
+                f"  the pass pays after {m['break_even_epochs']:.2f} epochs"
+                if "break_even_epochs" in m
+                else ""
+            )
+        )
 
 # %% [markdown]
 # ## Record
 
 # %%
-path = run.save({k: v for k, v in outcome.items() if not isinstance(v, str)},
-                notes={k: v for k, v in outcome.items() if isinstance(v, str)})  # fmt: skip
+if table == "size":
+    outcome = {
+        f"share-{layers}": 100 * count / total for layers, count in own.items()
+    }
+    outcome |= {f"millions-{layers}": count / 1e6 for layers, count in own.items()}
+    outcome |= {"total": total}
+elif table == "counts":
+    full = counted["fine-tuning"]
+    outcome = {
+        f"{name}-{short}": c[key] / by
+        for short, c in counted.items()
+        for name, key, by in (
+            ("tflop", "gflop", 1000),
+            ("gib", "memory_gib", 1),
+            ("share", "share", 1),
+        )
+    }
+    outcome |= {
+        f"times-{short}": full["gflop"] / counted[short]["gflop"]
+        for short in ("cached", "uncached", "lora")
+    }
+    outcome |= {f"memory-{short}": 100 * counted[short]["memory_gib"] / full["memory_gib"]
+                for short in ("cached", "uncached", "lora")}  # fmt: skip
+else:
+    rows, ratios = measured["rows"], measured["ratios"]
+    outcome = {
+        f"{name}-{short}": rows[method][key]
+        for method, short in names.items()
+        for name, key in (
+            ("speed", "examples_per_s"),
+            ("peak", "peak_mib"),
+            ("share", "share"),
+            ("step", "step_ms"),
+            ("epoch", "epoch_s"),
+        )
+    }
+    outcome |= {
+        f"times-{short}": ratios[f"speed {method}"]
+        for method, short in names.items()
+        if short != "fine-tuning"
+    }
+    outcome |= {
+        f"memory-{short}": 100 * ratios[f"memory {method}"]
+        if f"memory {method}" in ratios
+        else None
+        for method, short in names.items()
+        if short != "fine-tuning"
+    }
+    outcome |= {"feature_pass_s": measured["feature_pass_s"],
+                "break-even": rows["fine-tuning"].get("break_even_epochs"),
+                "break-even-uncached": rows["y-tuning"].get("break_even_epochs")}  # fmt: skip
+device = next((m["device"] for m in measured["rows"].values()), "counted")
+path = run.save(outcome, notes={"device": device})

@@ -129,12 +129,41 @@ def test_dev_sentences_are_never_trained_on_under_any_seed():
 
 
 def test_grammar_is_a_function_of_its_seed():
-    assert data.grammar("topics-8", 50, 1) == data.grammar("topics-8", 50, 1)
-    assert data.grammar("topics-8", 50, 1) != data.grammar("topics-8", 50, 2)
-    assert len(data.grammar("topics-32", 5, 0).labels) == 32
+    assert data.grammar("requests-8", 50, 1) == data.grammar("requests-8", 50, 1)
+    assert data.grammar("requests-8", 50, 1) != data.grammar("requests-8", 50, 2)
+    assert len(data.grammar("requests-32", 5, 0).labels) == 32
 
 
-@pytest.mark.parametrize(("task", "words"), [("topics-40", "2 to 32"), ("aspects", "did you mean aspect")])
+def test_requests_ask_for_their_label_and_mention_another():
+    split = data.grammar("requests-150", 400, 0)
+    assert len(set(split.labels)) == 150
+    verbs = {form: k for k, forms in enumerate(data.ACTIONS) for form in forms}
+    for text, target in zip(split.texts, split.target, strict=True):
+        words = text.split()
+        action, thing = data.REQUESTS[target]
+        assert data.ACTIONS[action][0] in words
+        assert data.THINGS[thing] in words
+        assert len({verbs[w] for w in words if w in verbs}) == 2
+        assert len({w for w in words if w in data.THINGS}) == 2
+
+
+def test_typos_swap_two_inner_letters_and_nothing_else():
+    texts = ["the terrible waiter forgot everything", "we saw it"]
+    assert data.typos(texts, 0.0, 0) == texts
+    changed = data.typos(texts, 1.0, 0)
+    assert changed == data.typos(texts, 1.0, 0)
+    assert changed[1] == texts[1]  # no word of four letters
+    for old, new in zip(texts[0].split(), changed[0].split(), strict=True):
+        assert sorted(old) == sorted(new)
+        assert (old[0], old[-1]) == (new[0], new[-1])
+        assert sum(a != b for a, b in zip(old, new, strict=True)) in (0, 2)
+    with pytest.raises(ValueError, match="share is 2; it lies between 0 and 1"):
+        data.typos(texts, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("task", "words"), [("requests-151", "2 to 150"), ("aspects", "did you mean aspect")]
+)
 def test_unknown_grammar_tasks_are_refused(task, words):
     with pytest.raises(ValueError, match=words):
         data.grammar(task, 10, 0)

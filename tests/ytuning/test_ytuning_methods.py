@@ -70,6 +70,44 @@ def test_probes_pool_what_their_names_say(make_encoder, tmp_path):
     torch.testing.assert_close(pair(H, pad, segments)[0], pair.out(torch.cat([u, v, (u - v).abs(), u * v])))
 
 
+def _ladder(make_encoder, folder, gate):
+    encoder = make_encoder(layers=(0, 1, 2))
+    H, pad, _ = extract(encoder, SPLIT.texts[:3], number="float32", folder=folder, quiet=True).batch(range(3))
+    torch.manual_seed(0)
+    model = baselines.Ladder(16, 3, 2, reduction=4).eval()
+    with torch.no_grad():
+        model.gate.fill_(gate)
+    return model, H, pad
+
+
+def test_an_open_gate_shuts_out_the_frozen_layers(make_encoder, tmp_path):
+    model, H, pad = _ladder(make_encoder, tmp_path, 100.0)
+    other = H.clone()
+    other[..., 16:] = torch.randn_like(other[..., 16:])  # all but the embeddings
+    torch.testing.assert_close(model(H, pad), model(other, pad))
+    other[..., :16] += 1
+    assert not torch.allclose(model(H, pad), model(other, pad))
+
+
+def test_a_closed_gate_reads_the_last_frozen_layer_only(make_encoder, tmp_path):
+    model, H, pad = _ladder(make_encoder, tmp_path, -100.0)
+    other = H.clone()
+    other[..., :32] = torch.randn_like(other[..., :32])
+    torch.testing.assert_close(model(H, pad), model(other, pad))
+    by_hand = model.side[-1](model.down[2](H[..., 32:]), src_key_padding_mask=pad)
+    torch.testing.assert_close(model(H, pad), model.out(baselines.mean_pool(model.up(by_hand), ~pad)))
+
+
+def test_the_ladder_tells_the_two_texts_of_a_pair_apart(make_encoder, tmp_path):
+    encoder = make_encoder(layers=(0, 1, 2))
+    both = extract(encoder, SPLIT.texts[:2], SPLIT.texts[2:4], apart=True, folder=tmp_path, quiet=True)
+    H, pad, segments = both.batch([0, 1])
+    model = methods.make("ladder", encoder, ("a", "b"), {}, apart=True).eval()
+    with torch.no_grad():
+        model.segment.weight.mul_(50)
+    assert not torch.allclose(model(H, pad, segments), model(H, pad, 1 - segments))
+
+
 def _tune(make_encoder, folder, rates=(1e-2, 1e-3), epochs=3, seed=0):
     encoder = make_encoder()
     read = methods.inputs("y-tuning", encoder, SPLIT, folder=folder / "features")
@@ -157,6 +195,53 @@ def test_bad_labels_get_one_sentence(make_encoder, tmp_path):
         model.add_label("no")
 
 
+def test_no_operation_of_the_frozen_model_is_in_the_graph(make_encoder, tmp_path):
+    """Walking back from the loss reaches psi's parameters and nothing else, however deep the frozen model is."""
+    reached = []
+    for depth in (2, 6):
+        encoder = make_encoder(depth=depth)
+        model = YTuningForSequenceClassification(encoder, ("no", "yes"), width=8, heads=2)
+        H, pad, segments = model.features(SPLIT.texts[:4], folder=tmp_path, quiet=True).batch(range(4))
+        loss = model(H, pad, segments, torch.tensor([1, 0, 1, 0])).loss
+        leaves, seen, left = set(), set(), [loss.grad_fn]
+        while left:
+            node = left.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if hasattr(node, "variable"):
+                leaves.add(id(node.variable))
+            left += [following for following, _ in node.next_functions]
+        assert leaves == {id(p) for p in model.head.parameters()}
+        reached.append(len(seen))
+    assert reached[0] == reached[1]
+
+
+def test_cached_and_online_features_give_the_same_scores(make_encoder, tmp_path):
+    encoder = make_encoder()
+    model = YTuningForSequenceClassification(encoder, ("no", "yes"), width=8, heads=2).eval()
+    online = model.head(*(encoder(*(b := encoder.pad(encoder.tokenize(SPLIT.texts[:4]), range(4)))), b[1]))
+    for number, slack in (("float16", 1e-2), ("float32", 1e-5)):
+        cached = model.scores(SPLIT.texts[:4], folder=tmp_path, number=number, quiet=True)
+        torch.testing.assert_close(cached, online, atol=slack, rtol=0)
+
+
+def test_labels_may_start_at_their_names(make_encoder):
+    model = YTuningForSequenceClassification(make_encoder(), ("happy", "sad"), width=16, label_init="names")
+    vectors = methods.name_vectors(make_encoder(), ("happy", "sad"))
+    centred = vectors - vectors.mean(0)
+    found = torch.nn.functional.cosine_similarity(model.head.labels["task"], centred)
+    torch.testing.assert_close(found, torch.ones(2))
+
+
+def test_the_decoder_has_the_frozen_models_heads_at_its_width(make_encoder):
+    encoder = make_encoder()
+    assert encoder.heads == 2
+    assert YTuningForSequenceClassification(encoder, ("a", "b")).config.heads == 2
+    assert methods.make("y-tuning", encoder, ("a", "b"), {}).config.heads == 2
+    assert methods.make("y-tuning", encoder, ("a", "b"), {"width": 64}).config.heads == 1
+
+
 def test_the_page_of_bert_is_transformers_bert():
     """Token by token equality on the real MiniLM weights, and on tiny models of the other families."""
     import transformers
@@ -217,6 +302,42 @@ def test_costs_are_measured_for_every_method(method):
         assert found["trainable"] == 8 * d * d + 2 * d * f + 15 * d + f + 3 * d
 
 
+def test_a_comparison_has_all_methods_in_one_run():
+    found = cost.compare(
+        "tiny", ("y-tuning-cached", "fine-tuning"), batch=4, tokens=16, steps=1, warmup=1, examples=100
+    )
+    assert set(found["rows"]) == {"y-tuning-cached", "fine-tuning"}
+    cached, full = found["rows"].values()
+    assert found["ratios"]["speed y-tuning-cached"] == cached["examples_per_s"] / full["examples_per_s"]
+    assert found["feature_pass_s"] > 0
+    assert full["epoch_s"] == pytest.approx(100 / full["examples_per_s"])
+    with pytest.raises(RuntimeError, match="ValueError: method is 'tuning'; choose"):
+        cost.apart("tuning", "tiny", batch=2, tokens=4, steps=1)
+
+
+def test_counted_operations_follow_the_matrix_products():
+    """Linear layers of the decoder on B x M tokens: 2 operations per weight and token forward, twice that backward."""
+    small, large = (cost.counted("y-tuning-cached", "tiny", batch=b, tokens=64)["gflop"] for b in (2, 4))
+    assert large > 1.5 * small
+    full = cost.counted("fine-tuning", "roberta-large", batch=8, tokens=64)
+    # 12 D^2 weights a layer, 24 layers: 6 operations per weight and token; attention adds little at 64 tokens
+    by_hand = 6 * 24 * 12 * 1024**2 * 8 * 64 / 1e9
+    assert by_hand < full["gflop"] < 1.1 * by_hand
+    free = cost.counted("y-tuning", "roberta-large", batch=8, tokens=64)
+    assert free["gflop"] == pytest.approx(full["gflop"] / 3, rel=0.05)
+
+
+def test_what_is_kept_for_the_way_back_grows_with_depth_only_through_the_model(monkeypatch):
+    kept = {}
+    for layers in (2, 4):
+        monkeypatch.setitem(cost.SHAPES, "tiny", cost.Shape("bert", layers, 32, 2, 64, 100))
+        for method in ("y-tuning", "lora", "fine-tuning"):
+            kept[method, layers] = cost.counted(method, "tiny", batch=2, tokens=16)["kept_gib"]
+    assert kept["y-tuning", 2] == kept["y-tuning", 4]
+    for method in ("lora", "fine-tuning"):
+        assert kept[method, 4] > 1.7 * kept[method, 2]
+
+
 def test_the_feature_pass_pays_after_its_break_even():
     assert cost.break_even(73.0, 13.3, 229.0) == pytest.approx(73 / 215.7)
     with pytest.raises(ValueError, match="not cheaper"):
@@ -228,6 +349,9 @@ def test_a_dry_run_takes_a_step_and_says_when_it_cannot(monkeypatch):
     found = cost.dry_run({"method": "y-tuning", "backbone": "tiny", "batch": 2, "tokens": 8})
     assert found["trainable"] > 0
     assert found["step_s"] >= 0
+    assert cost.dry_run({"backbone": "tiny", "batch": 2, "tokens": 8})["trainable"] == found["trainable"]
+    with pytest.raises(ValueError, match="method is 'count'; choose"):
+        cost.dry_run({"method": "count", "backbone": "tiny"})
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("m", (), {"available": 2**30})())
     assert "needs about" in cost.dry_run({"method": "fine-tuning", "backbone": "roberta-large"})["step"]
 
@@ -239,12 +363,11 @@ def test_every_run_of_every_table_can_be_made():
         for scale in table.scales:
             for cell in table.cells(scale):
                 p = cell.parameters
-                if table.id == "size":
+                if table.id in ("size", "efficiency", "counts"):
                     assert cost.shape(p["backbone"])
                     continue
-                if table.id == "efficiency":
-                    assert p["method"] in cost.METHODS
-                    assert cost.shape(p["backbone"])
+                if table.id == "sharing":
+                    assert 0 < p["new_labels"] < p["labels"] <= len(data.REQUESTS)
                     continue
                 assert methods.check(p["method"])
                 for task in p["tasks"].split():
@@ -255,8 +378,10 @@ def test_every_run_of_every_table_can_be_made():
 def test_y_tuning_options_reach_the_model(make_encoder):
     rows = {row.id: row.parameters for row in tables.table("ytuning", "ablation").rows}
     made = {
-        k: methods.make("y-tuning", make_encoder(), ("a", "b"), {**p, "heads": 2}) for k, p in rows.items()
-    }
+        k: methods.make("y-tuning", make_encoder(layers=methods.layers_for("y-tuning", 2, p.get("mix_layers", False))),
+                        ("a", "b"), {**p, "heads": 2})
+        for k, p in rows.items()
+    }  # fmt: skip
     assert all(isinstance(m, YTuning) for m in made.values())
     assert len({str(m.config) for m in made.values()}) == len(rows)
 
@@ -272,6 +397,29 @@ def test_the_package_is_light_until_it_is_used():
 
     with pytest.raises(AttributeError, match="no attribute 'Tuning'"):
         _ = companion.ytuning.Tuning
+
+
+def test_a_hub_model_without_safetensors_is_fetched_whole(monkeypatch, tmp_path):
+    """deberta-v2-xxlarge is published as pytorch_model.bin only."""
+    import json
+
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append(allow_patterns)
+        (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 2, "hidden_size": 8}))
+        if "pytorch_model*.bin" in allow_patterns and not (tmp_path / "pytorch_model.bin").exists():
+            (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    before = FrozenEncoder("owner/model").fingerprint
+    assert len(asked) == 2
+    assert (tmp_path / "pytorch_model.bin").is_file()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"yy")
+    assert FrozenEncoder("owner/model").fingerprint != before
 
 
 def test_a_model_that_cannot_be_had_gets_one_sentence(monkeypatch, tmp_path):

@@ -176,6 +176,7 @@ def test_a_separable_toy_is_learned():
     ({"loss": "hinge"}, "choose triplet"),
     ({"heads": 3}, "cannot be split into 3 heads"),
     ({"task_embedding": False}, "use 'linear'"),
+    ({"label_init": "zeros"}, "choose random or names"),
     ({"margin": 0.0}, "margin above 0"),
     ({"layers": 0}, "starts at 1"),
 ])  # fmt: skip

@@ -98,15 +98,20 @@ class LabelTuning(nn.Module):
 class Ladder(nn.Module):
     """A small ladder side network (after Sung et al. 2022): narrow layers beside the frozen ones, fed by gates.
 
-    g = sigmoid(a_i); side = g side + (1 - g) Linear_i(h_i); side = layer_i(side). H holds all L + 1 hidden
-    states side by side, so features can be cached here too, at L + 1 times the size.
+    g = sigmoid(a_i / T); side = g side + (1 - g) Linear_i(h_i); side = layer_i(side), T = 0.1 as in their code. H
+    holds all L + 1 hidden states side by side, so features can be cached here too, at L + 1 times the size. Unlike
+    theirs, the narrow layers start at random instead of from a pruned copy of the frozen model.
     """
 
-    def __init__(self, width: int, states: int, labels: int, reduction: int = 8, heads: int = 4) -> None:
+    def __init__(self, width: int, states: int, labels: int, reduction: int = 8, heads: int = 4,
+                 segments: int = 0, temperature: float = 0.1) -> None:  # fmt: skip
         super().__init__()
         d = max(1, width // reduction)
         heads = next(h for h in (heads, 2, 1) if d % h == 0)
-        self.states = states
+        self.states, self.temperature = states, temperature
+        self.segment = nn.Embedding(segments, d) if segments else None
+        if self.segment:
+            nn.init.normal_(self.segment.weight, std=0.02)
         self.down = nn.ModuleList(nn.Linear(width, d) for _ in range(states))
         self.gate = nn.Parameter(torch.zeros(states))
         self.side = nn.ModuleList(
@@ -121,8 +126,10 @@ class Ladder(nn.Module):
         """H: [B, M, (L + 1) P] -> [B, C]"""
         h = H.unflatten(-1, (self.states, -1)).unbind(2)
         side = self.down[0](h[0])
+        if self.segment:
+            side = side + self.segment(segments.long())
         for i, layer in enumerate(self.side, 1):
-            g = self.gate[i].sigmoid()
+            g = (self.gate[i] / self.temperature).sigmoid()
             side = layer(g * side + (1 - g) * self.down[i](h[i]), src_key_padding_mask=pad)
         return self.out(mean_pool(self.up(side), ~pad))
 

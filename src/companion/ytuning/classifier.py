@@ -19,7 +19,7 @@ from torch import nn
 from companion import records
 from companion.tables import nearest
 from companion.ytuning import features as store
-from companion.ytuning import metrics, protocol
+from companion.ytuning import methods, metrics, multitask, protocol
 from companion.ytuning.frozen import FrozenEncoder
 from companion.ytuning.model import YTuning, YTuningConfig, check_labels
 
@@ -53,8 +53,13 @@ class YTuningForSequenceClassification(nn.Module):
         if apart:
             options = {"segments": 2, **options}
         defaults = {"width_in": encoder.base_width, "mix": len(encoder.layers)}
+        if options.get("width", 0) in (0, encoder.base_width):
+            defaults["heads"] = encoder.heads  # as in the frozen model, where the decoder is as wide
         self.config = YTuningConfig(tasks, **{**defaults, **options})
         self.head = YTuning(self.config)
+        if self.config.label_init == "names":
+            for task, names in self.config.tasks.items():
+                self.head.name_labels(task, methods.name_vectors(encoder, names))
 
     @property
     def encoder(self) -> FrozenEncoder:
@@ -106,17 +111,43 @@ class YTuningForSequenceClassification(nn.Module):
             )
         train, valid = (protocol.Labelled(found.select(i), target[i]) for i in (order[cut:], order[:cut]))
         # every learning rate starts from the head as it is now
-        out = protocol.tune(lambda: _OneTask(copy.deepcopy(self.head), task), lambda m, s, y: m.head.loss(s, y), train,
+        out = protocol.tune(lambda: multitask.OneTask(copy.deepcopy(self.head), task), lambda m, s, y: m.head.loss(s, y), train,
                             valid, metrics.accuracy, protocol.Budget(tuple(rates), epochs, batch_size), seed)  # fmt: skip
         self.head.load_state_dict(out.model.head.state_dict())
         self.eval()
         return out
 
+    def fit_tasks(self, examples: Mapping[str, tuple[Sequence[str], Sequence[str]]], *, epochs: int = 10,
+                  rate: float = 5e-4, batch_size: int = 32, hold_out: float = 0.1, seed: int = 0,
+                  **options: Any) -> multitask.Together:  # fmt: skip
+        """Train all tasks at once: task -> (texts, labels). Texts that tasks share go through the model once.
+
+        The epoch with the best mean accuracy on held-out shares is kept. Raises ValueError like `fit`.
+        """
+        for task, (texts, labels) in examples.items():
+            if len(labels) != len(texts):
+                raise ValueError(
+                    f"{task}: {len(texts)} texts come with {len(labels)} labels; give one for each"
+                )
+        targets = {task: self.numbers(labels, task) for task, (_, labels) in examples.items()}
+        every = list(dict.fromkeys(text for texts, _ in examples.values() for text in texts))
+        found, where = self.features(every, **options), {text: k for k, text in enumerate(every)}
+        train, valid = {}, {}
+        for task, (texts, _) in examples.items():
+            own, target = found.select([where[text] for text in texts]), targets[task]
+            order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
+            cut = max(1, round(len(order) * hold_out))
+            train[task], valid[task] = (
+                protocol.Labelled(own.select(i), target[i]) for i in (order[cut:], order[:cut])
+            )
+        budget = protocol.Budget((rate,), epochs, batch_size)
+        return multitask.tune(self.head, train, valid, metrics.accuracy, budget, seed)
+
     def scores(self, texts: Sequence[str], pairs: Sequence[str] | None = None, task: str | None = None,
                **options: Any) -> torch.Tensor:  # fmt: skip
         """Scores [n, C]."""
         return protocol.predict(
-            _OneTask(self.head, self.head.pick(task)), self.features(texts, pairs, **options)
+            multitask.OneTask(self.head, self.head.pick(task)), self.features(texts, pairs, **options)
         )
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None, task: str | None = None,
@@ -174,16 +205,3 @@ class YTuningForSequenceClassification(nn.Module):
         model = cls(encoder, tasks, apart=content["apart"], **head)
         model.head.load_state_dict(load_file(folder / "ytuning.safetensors"))
         return model.eval()
-
-
-class _OneTask(nn.Module):
-    """The head with its task chosen, so that it is called like every other head."""
-
-    def __init__(self, head: YTuning, task: str) -> None:
-        super().__init__()
-        self.head, self.task = head, task
-
-    def forward(
-        self, H: torch.Tensor, pad: torch.Tensor, segments: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return self.head(H, pad, segments, self.task)

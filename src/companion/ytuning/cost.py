@@ -130,7 +130,7 @@ class _Meter:
 
 def measure(method: str, backbone: str, *, batch: int = 32, tokens: int = 128, labels: int = 2, steps: int = 5,
             warmup: int = 1, device: str | None = None, precision: str = "float32") -> dict[str, Any]:  # fmt: skip
-    """Train `method` for a few steps on random inputs [batch, tokens]; median step time and peak memory.
+    """Train `method` for at least `steps` steps on random inputs [batch, tokens]; median step time and peak memory.
 
     On a GPU peak memory is all that torch allocated, weights included; on a CPU it is what the steps added to
     the process after the model was loaded. `y-tuning-cached` never builds the model: its inputs are features.
@@ -181,7 +181,12 @@ def measure(method: str, backbone: str, *, batch: int = 32, tokens: int = 128, l
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    times = [_timed(step, place) for _ in range(warmup + steps)][warmup:]
+    for _ in range(warmup):
+        step()
+    times: list[float] = []
+    # short steps are repeated until they fill a second
+    while len(times) < steps or (sum(times) < 1 and len(times) < 10 * steps):
+        times.append(_timed(step, place))
     middle = sorted(times)[len(times) // 2]
     own = sum(p.numel() for p in trained)
     return {"trainable": own, "total": total, "share": 100 * own / total, "step_ms": 1000 * middle,
@@ -236,6 +241,146 @@ def count(backbone: str) -> int:
         return sum(p.numel() for p in build(backbone).parameters())
 
 
+def forward_rate(backbone: str, *, batch: int = 32, tokens: int = 128, steps: int = 3, device: str | None = None,
+                 precision: str = "float32") -> float:  # fmt: skip
+    """Examples per second of the one-off feature pass: forward only, no graph."""
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with place, torch.inference_mode():
+        model = build(backbone).to(getattr(torch, precision)).eval()
+        ids = torch.randint(5, shape(backbone).vocabulary, (batch, tokens))
+        pad = torch.zeros(batch, tokens, dtype=torch.bool)
+        times = [
+            _timed(lambda: hidden_states(model, ids, pad)[-1].sum().item(), place) for _ in range(steps + 1)
+        ]
+    return batch / sorted(times[1:])[steps // 2]
+
+
+def _worker(queue: Any, what: str, backbone: str, threads: int, options: dict[str, Any]) -> None:
+    torch.set_num_threads(threads)
+    try:
+        if what == "feature pass":
+            options = {
+                k: v for k, v in options.items() if k in ("batch", "tokens", "steps", "device", "precision")
+            }
+            queue.put(forward_rate(backbone, **options))
+        else:
+            queue.put(measure(what, backbone, **options))
+    except (RuntimeError, ValueError, MemoryError) as error:
+        queue.put(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+
+
+def apart(what: str, backbone: str, **options: Any) -> Any:
+    """`measure(what, ...)`, or `forward_rate` for "feature pass", in a process of its own: its peak memory is its own.
+
+    Raises RuntimeError with the worker's sentence where it failed, or was stopped for want of memory.
+    """
+    import multiprocessing
+    import queue as waiting
+
+    # fork spares the worker all imports; a process that has used the GPU must not be forked
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    answers = context.Queue()
+    worker = context.Process(target=_worker, args=(answers, what, backbone, torch.get_num_threads(), options))
+    worker.start()
+    found = f"{what}: the process ended with nothing to say, probably for want of memory"
+    while True:
+        alive = worker.is_alive()
+        try:
+            found = answers.get(timeout=0.5)
+            break
+        except waiting.Empty:
+            if not alive:
+                break
+    worker.join()
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    return found
+
+
+def compare(backbone: str, methods: tuple[str, ...] = ("y-tuning-cached", "y-tuning", "lora", "fine-tuning"), *,
+            examples: int = 8551, **options: Any) -> dict[str, Any]:  # fmt: skip
+    """All `methods` on one machine in one go, each in its own process, and the one-off feature pass.
+
+    Gives `rows` (what `measure` gives, with seconds per epoch of `examples` and the epochs after which the feature
+    pass has paid), `feature_pass_s`, and `ratios` to full fine-tuning where that is among the methods.
+    """
+    feature_pass = examples / apart("feature pass", backbone, **options)
+    rows = {method: apart(method, backbone, **options) for method in methods}
+    for found in rows.values():
+        found["epoch_s"] = examples / found["examples_per_s"]
+    ratios, cached, full = {}, rows.get("y-tuning-cached"), rows.get("fine-tuning")
+    for method, found in rows.items():
+        if cached and found is not cached and cached["epoch_s"] < found["epoch_s"]:
+            found["break_even_epochs"] = break_even(feature_pass, cached["epoch_s"], found["epoch_s"])
+        if full and found is not full:
+            ratios[f"speed {method}"] = found["examples_per_s"] / full["examples_per_s"]
+            if found["peak_mib"] is not None and full["peak_mib"]:
+                ratios[f"memory {method}"] = found["peak_mib"] / full["peak_mib"]
+    return {"rows": rows, "feature_pass_s": feature_pass, "ratios": ratios}
+
+
+def counted(
+    method: str, backbone: str, *, batch: int = 32, tokens: int = 128, labels: int = 2
+) -> dict[str, float]:
+    """What one training step takes, counted and not measured: the model is built on torch's "meta" device.
+
+    `gflop`: floating-point operations of the matrix products, forward and backward. `kept_gib`: tensors that autograd
+    keeps for the backward pass, in float32, attention weights written out. `memory_gib`: these, all weights held
+    (4 bytes each), gradients and AdamW's two moments (12 bytes per trained parameter); short-lived buffers, which a
+    real step also needs, are not in it. Nothing is allocated, so any size can be counted on any machine.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; choose {', '.join(METHODS)}")
+    s, cached = shape(backbone), method == "y-tuning-cached"
+    with torch.device("meta"):
+        encoder = None if cached else build(backbone)
+        if hasattr(encoder, "set_attn_implementation"):
+            encoder.set_attn_implementation("eager")
+        if method in TUNED:
+            model = _Through(encoder, s.width, labels, method)
+        else:
+            model = head(method, s.width, s.heads, s.feed_forward, s.layers, labels)
+            if encoder is not None:
+                encoder.eval().requires_grad_(False)
+        ids = torch.zeros(batch, tokens, dtype=torch.long)
+        # no mask where it can be left out: transformers looks at its values, and "meta" has none
+        pad = torch.zeros(batch, tokens, dtype=torch.bool) if s.kind == "bert" else None
+        H = torch.zeros(batch, tokens, s.width)
+        target = torch.zeros(batch, dtype=torch.long)
+    held = [p for m in (encoder, model) if m is not None for p in m.parameters()]
+    held = list({id(p): p for p in held}.values())
+    trained = [p for p in held if p.requires_grad]
+    weights = {p.untyped_storage()._cdata for p in held}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return x
+
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+    ):
+        if method in TUNED:
+            scores = model(ids, pad)
+        else:
+            if not cached:
+                with torch.no_grad():
+                    states = hidden_states(encoder, ids, pad)
+                    H = torch.cat(list(states), -1) if method == "ladder" else states[-1]
+            scores = model(H, pad)
+        loss = model.loss(scores, target) if isinstance(model, YTuning) else F.cross_entropy(scores, target)
+        loss.backward()
+    own, kept_bytes = sum(p.numel() for p in trained), sum(x.nbytes() for x in kept.values())
+    all_bytes = 4 * sum(p.numel() for p in held) + 12 * own + kept_bytes
+    return {"trainable": own, "share": 100 * own / count(backbone), "gflop": counter.get_total_flops() / 1e9,
+            "kept_gib": kept_bytes / 2**30, "memory_gib": all_bytes / 2**30}  # fmt: skip
+
+
 def break_even(feature_pass: float, cached_epoch: float, other_epoch: float) -> float:
     """Epochs after which the one-off feature pass has paid for itself. All in the same unit of time.
 
@@ -254,10 +399,12 @@ def cache_bytes(examples: int, tokens: int, backbone: str) -> int:
 def dry_run(parameters: dict[str, Any]) -> dict[str, Any]:
     """One step of the cell's method at its full size, with random weights and inputs.
 
-    Where this machine's memory is too small the model is only counted, and the report says so.
+    Where this machine's memory is too small the model is only counted, and the report says so. Tables that compare
+    all methods of a model name none; they get the step of Y-Tuning without a cache.
     """
-    method, backbone = parameters["method"], parameters["backbone"]
-    method = {"y-tuning-ce": "y-tuning"}.get(method, method)
+    method, backbone = parameters.get("method", "y-tuning"), parameters["backbone"]
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; choose {', '.join(METHODS)}")
     batch, tokens = int(parameters.get("batch", 32)), int(parameters.get("tokens", 128))
     total = count(backbone)
     # fine-tuning holds weights, gradients and two moments; activations come on top

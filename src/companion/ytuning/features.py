@@ -38,6 +38,17 @@ class Batch(NamedTuple):
     segments: torch.Tensor
 
 
+def padded(parts: Sequence[tuple[torch.Tensor, torch.Tensor]], extra: int = 0) -> Batch:
+    """One batch of features [M_k, P] and segments [M_k] of several texts, padded to the longest (plus `extra`)."""
+    most = max(len(H) for H, _ in parts) + extra
+    H = torch.zeros(len(parts), most, parts[0][0].size(1))
+    pad = torch.ones(len(parts), most, dtype=torch.bool)
+    segments = torch.zeros(len(parts), most, dtype=torch.uint8)
+    for b, (h, s) in enumerate(parts):
+        H[b, : len(h)], pad[b, : len(h)], segments[b, : len(h)] = h, False, s
+    return Batch(H, pad, segments)
+
+
 @dataclass(frozen=True)
 class Features:
     """Ragged features. Text k owns tokens starts[rows[k]] to starts[rows[k] + 1] of `values` [tokens, P]."""
@@ -79,14 +90,7 @@ class Features:
 
     def batch(self, index: Sequence[int] | torch.Tensor, extra: int = 0) -> Batch:
         """The texts in `index`, padded to the longest (plus `extra`)."""
-        parts = [self.one(int(k)) for k in index]
-        most = max(len(H) for H, _ in parts) + extra
-        H = torch.zeros(len(parts), most, self.width)
-        pad = torch.ones(len(parts), most, dtype=torch.bool)
-        segments = torch.zeros(len(parts), most, dtype=torch.uint8)
-        for b, (h, s) in enumerate(parts):
-            H[b, : len(h)], pad[b, : len(h)], segments[b, : len(h)] = h, False, s
-        return Batch(H, pad, segments)
+        return padded([self.one(int(k)) for k in index], extra)
 
     def select(self, index: Sequence[int]) -> Features:
         """A view of some texts, in that order."""
@@ -103,6 +107,14 @@ def estimate(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] 
     return sum(tokens.lengths()) * encoder.width * FORMATS[_known(number)].itemsize
 
 
+def check_space(size: int, folder: Path, what: str) -> None:
+    """Raises OSError where `folder`'s disk has too little room for `size` more bytes (5 % of it stay free)."""
+    free = shutil.disk_usage(folder).free
+    if size > 0.95 * free:
+        raise OSError(f"the features of {what} take {readable(size)} but {folder} has {readable(free)} free; free some "
+                      "space, choose another folder, fewer texts, or stream them")  # fmt: skip
+
+
 def _known(number: str) -> str:
     if number not in FORMATS:
         raise ValueError(f"number format is {number!r}; choose {', '.join(FORMATS)}")
@@ -116,6 +128,16 @@ def _split(inputs: list, paired: bool) -> tuple[list[str], list[str] | None]:
 def default_folder() -> Path:
     """Where entries live: `features` in the companion's cache (`$COMPANION_CACHE`, else the system's)."""
     return datasets.cache() / "ytuning-features"
+
+
+def entry_folder(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] | None, number: str,
+                 base: Path) -> tuple[Path, list]:  # fmt: skip
+    """Where the features of these texts lie below `base`, and the distinct texts (or pairs) in stored order."""
+    inputs = sorted(set(zip(texts, pairs, strict=True)) if pairs is not None else set(texts))
+    return (
+        base / f"features-{records.fingerprint(encoder.key, _known(number), pairs is not None, inputs)}",
+        inputs,
+    )
 
 
 def extract(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] | None = None, *, apart: bool = False,
@@ -144,10 +166,8 @@ def extract(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] |
         return Features(first.values, first.starts, first.segments, first.rows,
                         first.truncated + second.truncated, first.folder, second)  # fmt: skip
     given = list(zip(texts, pairs, strict=True)) if pairs is not None else list(texts)
-    inputs = sorted(set(given))
     base = Path(folder) if folder else default_folder()
-    name = records.fingerprint(encoder.key, _known(number), pairs is not None, inputs)
-    entry = base / f"features-{name}"
+    entry, inputs = entry_folder(encoder, texts, pairs, number, base)
     base.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{entry}.lock"):
         if not (entry / "complete").is_file():
@@ -171,12 +191,11 @@ def _compute(entry: Path, encoder: FrozenEncoder, texts: list[str], pairs: list[
     entry.mkdir(exist_ok=True)
     values = entry / "values.bin"
     have = values.stat().st_size if values.is_file() else 0
-    free = shutil.disk_usage(entry).free
-    if size - have > 0.95 * free:
-        raise OSError(f"the features of {len(texts)} texts take {_size(size)} but {entry.parent} has {_size(free)} "
-                      "free; free some space, choose another folder, or fewer texts")  # fmt: skip
+    check_space(size - have, entry.parent, f"{len(texts)} texts")
     if not quiet:
-        tqdm.write(f"features of {len(texts)} texts ({starts[-1]} tokens) with {encoder.name}: {_size(size)}")
+        tqdm.write(
+            f"features of {len(texts)} texts ({starts[-1]} tokens) with {encoder.name}: {readable(size)}"
+        )
     meta = {"model": encoder.name, "fingerprint": encoder.fingerprint, "key": list(encoder.key), "number": number,
             "width": encoder.width, "texts": len(texts), "tokens": int(starts[-1]), "truncated": tokens.truncated}  # fmt: skip
     _atomic(entry / "starts.npy", starts.astype(np.int64))
@@ -230,7 +249,8 @@ def _atomic(path: Path, array: np.ndarray) -> None:
     part.replace(path)
 
 
-def _size(count: float) -> str:
+def readable(count: float) -> str:
+    """A number of bytes with its unit, three digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

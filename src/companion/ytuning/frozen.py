@@ -131,7 +131,11 @@ class FrozenEncoder:
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(self.name, allow_patterns=list(KEPT)))
+            found = Path(snapshot_download(self.name, allow_patterns=list(KEPT)))
+            if not any(found.glob("*.safetensors")):
+                # deberta-v2-xxlarge is only published as pytorch_model.bin
+                found = Path(snapshot_download(self.name, allow_patterns=[*KEPT, "pytorch_model*.bin"]))
+            return found
         except Exception as error:
             raise DataMissing(f"frozen model {self.name!r} is neither 'minilm', nor a folder, nor fetched from the hub "
                               f"({type(error).__name__}); fetch it on a machine with a network") from None  # fmt: skip
@@ -152,6 +156,14 @@ class FrozenEncoder:
                 return int(self.config[key])
         raise ValueError(f"{self.name} is a {self.config.get('model_type')!r} model without encoder layers; "
                          "choose an encoder or encoder-decoder")  # fmt: skip
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of one encoder layer."""
+        for key in ("encoder_attention_heads", "num_attention_heads", "num_heads"):
+            if key in self.config:
+                return int(self.config[key])
+        return max(1, self.base_width // 64)
 
     @property
     def base_width(self) -> int:
@@ -235,7 +247,7 @@ class FrozenEncoder:
         module = self._module.get_encoder() if self.config.get("is_encoder_decoder") else self._module
         return module.to(self.device, getattr(torch, self.precision)).eval().requires_grad_(False)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: its tensors could not be inputs of a head in training
     def __call__(
         self, ids: torch.Tensor, pad: torch.Tensor, types: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -256,9 +268,12 @@ def load_module(folder: Path, config: dict[str, Any]) -> nn.Module:
     return AutoModel.from_pretrained(folder)
 
 
-def hidden_states(model: nn.Module, ids: torch.Tensor, pad: torch.Tensor,
+def hidden_states(model: nn.Module, ids: torch.Tensor, pad: torch.Tensor | None,
                   types: torch.Tensor | None = None) -> Sequence[torch.Tensor]:  # fmt: skip
-    """All hidden states of a `Bert` or a `transformers` encoder, L + 1 times [B, M, P]."""
+    """All hidden states of a `Bert` or a `transformers` encoder, L + 1 times [B, M, P].
+
+    pad is true on padding; None (for `transformers` encoders only) says that there is none.
+    """
     from companion.ytuning import bert
 
     if isinstance(model, bert.Bert):
@@ -266,8 +281,7 @@ def hidden_states(model: nn.Module, ids: torch.Tensor, pad: torch.Tensor,
     extra = {}
     if types is not None and getattr(model.config, "type_vocab_size", 0) > 1:
         extra["token_type_ids"] = types
-    out = model(
-        input_ids=ids, attention_mask=(~pad).long(), output_hidden_states=True, return_dict=True, **extra
-    )
+    mask = None if pad is None else (~pad).long()
+    out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, return_dict=True, **extra)
     # BART's list of hidden states is complete, but only last_hidden_state has passed every final norm
     return (*out.hidden_states[:-1], out.last_hidden_state)

@@ -30,9 +30,7 @@ class YTuningConfig:
     heads: int = 0  # 0 takes D / 64, at least 1, as in most encoders
     feed_forward: int = 0  # F; 0 takes 4 D
     layers: int = 1  # n; two layers at full width would exceed the published share
-    score: str = (
-        "scaled_dot"  # the label pointer; layer-normed states make raw dot products spread like sqrt(D)
-    )
+    score: str = "scaled_dot"  # the label pointer; raw dot products of normed states spread like sqrt(D)
     loss: str = "triplet"  # the paper's; cross_entropy is the natural ablation
     margin: float = 1.0  # alpha, unknown in the paper
     per_label: int = 1  # K
@@ -40,6 +38,9 @@ class YTuningConfig:
     task_embedding: bool = True  # e_T; without it a learned vector scores the labels
     dropout: float = 0.1
     init_std: float = 0.02
+    label_init: str = (
+        "random"  # or "names": the frozen features of the labels' names, the paper's future work
+    )
     segments: int = 0  # learned marks for "first text", "second text" when pairs are encoded apart
     mix: int = 1  # layers of the frozen model in H, mixed by learned weights
 
@@ -57,6 +58,8 @@ class YTuningConfig:
             raise ValueError(f"score is {self.score!r}; choose {', '.join(SCORES)}")
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}; choose {', '.join(LOSSES)}")
+        if self.label_init not in ("random", "names"):
+            raise ValueError(f"label_init is {self.label_init!r}; choose random or names")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} cannot be split into {self.heads} heads; choose a divisor")
         if not self.task_embedding and self.score != "linear":
