@@ -108,63 +108,50 @@ print(
 #
 # Training only 2 % of the parameters is not what saves: LoRA trains less, and still goes through every layer.
 
-# %% mystnb={"figure": {"caption": "Forward passes (grey) and gradients (coloured). LoRA trains few parameters but its gradients cross every layer; Y-Tuning's stop at the frozen features.", "name": "fig-ytuning-gradients"}, "image": {"alt": "Three towers of layers: in the first two, arrows of gradients run down all layers; in the third they stay in a small box beside the tower"}}
-figure, axes = plt.subplots(1, 3, figsize=(9, 3.4))
-drawings = (
-    ("full fine-tuning", 1.0, True),
-    ("LoRA", 0.12, True),
-    ("Y-Tuning", 0.0, False),
-)
-for axis, (name, share, through) in zip(axes, drawings, strict=True):
-    for k in range(6):
-        axis.add_patch(
-            plt.Rectangle(
-                (0, k), 2, 0.7, facecolor="#e4e7eb", edgecolor=plotting.INK
-            )
-        )
-        if share:
-            axis.add_patch(
-                plt.Rectangle((0, k), 2 * share, 0.7, facecolor=plotting.PALETTE[1])
-            )
+# %% mystnb={"figure": {"caption": "One training step. Grey: forward; coloured: gradients; hatched: what is trained; dots: activations that must be kept. LoRA trains next to nothing and keeps nearly everything. With a cache Y-Tuning does not run the model at all.", "name": "fig-ytuning-gradients"}, "image": {"alt": "Four drawings of a six-layer model. Full fine-tuning and LoRA: a coloured arrow of gradients runs from the head down through all layers, each with a dot for kept activations. Y-Tuning: the layers have a grey arrow up only, gradients stay in a small box of labels beside the top. Y-Tuning with a cache: the layers are gone, a disk feeds the same box."}}
+GRADIENT, FORWARD = plotting.PALETTE[1], "#7b8794"
+
+
+def arrow(axis, start, end, color):
     axis.annotate(
-        "",
-        (0.7, 6.2),
-        (0.7, -0.6),
-        arrowprops={"arrowstyle": "->", "color": "#7b8794", "lw": 2},
+        "", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 2}
     )
-    if through:
-        axis.add_patch(
-            plt.Rectangle((0.4, 6.3), 1.2, 0.7, facecolor=plotting.PALETTE[1])
-        )
-        axis.annotate(
-            "",
-            (1.5, -0.6),
-            (1.5, 6.3),
-            arrowprops={"arrowstyle": "->", "color": plotting.PALETTE[1], "lw": 2},
-        )
-        axis.text(
-            1.0, 6.65, "head", ha="center", va="center", fontsize=9, color="white"
-        )
+
+
+def box(axis, x, y, width, height, text="", trained=False):
+    axis.add_patch(plt.Rectangle(
+        (x, y), width, height, facecolor="#fbe6d4" if trained else "#e4e7eb",
+        edgecolor=GRADIENT if trained else plotting.INK, hatch="///" if trained else None, lw=1,
+    ))  # fmt: skip
+    if text:
+        axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+
+
+figure, axes = plt.subplots(1, 4, figsize=(10.5, 3.8))
+for axis, name in zip(axes, ("full fine-tuning", "LoRA", "Y-Tuning", "Y-Tuning, cached"), strict=True):  # fmt: skip
+    through, cached = not name.startswith("Y"), name.endswith("cached")
+    if cached:
+        box(axis, 0, 4.1, 2, 1.6, "features\non disk")
     else:
-        axis.add_patch(
-            plt.Rectangle((2.8, 4.6), 1.8, 1.6, facecolor=plotting.PALETTE[1])
-        )
-        axis.text(
-            3.7, 5.4, "labels", ha="center", va="center", fontsize=9, color="white"
-        )
-        axis.annotate(
-            "",
-            (2.8, 6.0),
-            (0.7, 6.2),
-            arrowprops={"arrowstyle": "->", "color": "#7b8794", "lw": 2},
-        )
-        axis.annotate(
-            "",
-            (3.7, 3.6),
-            (3.7, 4.6),
-            arrowprops={"arrowstyle": "->", "color": plotting.PALETTE[1], "lw": 2},
-        )
-    axis.set(xlim=(-0.4, 5), ylim=(-1, 7.4), title=name)
+        for k in range(6):
+            box(axis, 0, k, 2, 0.7, trained=name.startswith("full"))
+            if name == "LoRA":
+                box(axis, 2.05, k + 0.15, 0.25, 0.4, trained=True)
+            if through:
+                axis.plot(2.6, k + 0.35, "o", color=plotting.INK, ms=5)
+        arrow(axis, (0.5, -0.8), (0.5, 6.2), FORWARD)
+        axis.text(0.5, -1.3, "text", ha="center", fontsize=8)
+    if through:
+        box(axis, 0.3, 6.3, 1.4, 0.8, "head", trained=True)
+        arrow(axis, (1.5, 6.3), (1.5, 0.1), GRADIENT)
+    else:
+        box(axis, 3, 4.1, 2, 1.6, "labels", trained=True)
+        axis.plot(4.0, 6.05, "o", color=plotting.INK, ms=5)
+        arrow(axis, (2.0, 5.3), (3.0, 5.3), FORWARD)
+        arrow(axis, (4.6, 7.0), (4.6, 5.7), GRADIENT)
+        axis.text(4.6, 7.1, "loss", ha="center", fontsize=8)
+    axis.set(xlim=(-0.3, 5.3), ylim=(-1.5, 7.7), title=name)
     axis.axis("off")
 
 # %% [markdown]
@@ -344,15 +331,16 @@ axes = plotting.curves({n: o.curves["valid"] for n, o in outcomes.items()}, y="v
 # %% [markdown]
 # ## 9. What do the labels look at?
 #
-# The cross-attention's weights, averaged over heads, for the task's vector and the two labels. The task's vector
-# reads both judgements; telling them apart is left to what the frozen model wrote into each judgement's vector about
-# its noun. Attention is what the decoder reads, not a proof of why it decides, and a wrong answer looks no different.
+# The cross-attention's weights, averaged over heads, for the task's vector and the two labels: two sentences of the
+# grammar, then two that no template has written. The head was trained on the grammar alone, so the last two show what
+# carries over. Attention is what the decoder reads, not a proof of why it decides, and a wrong answer looks no
+# different. [The chapter's page](../../book/papers/ytuning.md) has the same picture for a head trained on film reviews.
 
-# %% mystnb={"figure": {"caption": "What the task's vector and each label's query read in three sentences (rows: queries, columns: tokens).", "name": "fig-ytuning-attention"}, "image": {"alt": "Three heat maps of attention weights over the tokens of three sentences"}}
+# %% mystnb={"figure": {"caption": "What the task's vector and each label's query read (rows: queries, columns: tokens; darker is more). The upper two sentences are of the grammar that the head was trained on, the lower two are ordinary prose.", "name": "fig-ytuning-attention"}, "image": {"alt": "Four heat maps of attention weights over the tokens of four sentences"}}
 head = outcomes["Y-Tuning"].model
-shown = dev.texts[:3]
-figure, axes = plt.subplots(3, 1, figsize=(8.5, 5.4))
-for axis, text, target in zip(axes, shown, dev.target, strict=False):
+shown = [*dev.texts[:2], data.SENTENCES[0], data.SENTENCES[4]]
+figure, axes = plt.subplots(4, 1, figsize=(9, 7.6))
+for axis, text in zip(axes, shown, strict=True):
     found = extract(encoder, [text], quiet=True).batch([0])
     weights = head.attention(*found)[0]
     with torch.no_grad():
@@ -363,16 +351,15 @@ for axis, text, target in zip(axes, shown, dev.target, strict=False):
     axis.imshow(weights, aspect="auto", cmap="Blues", vmin=0)
     axis.set_xticks(range(len(words)), words, rotation=30, fontsize=8)
     axis.set_yticks(range(3), ["task", *train.labels], fontsize=8)
-    axis.set_title(
-        f"predicted: {best}, label: {train.labels[target]}", fontsize=9, loc="left"
-    )
+    axis.set_title(f"answer: the food is {best}", fontsize=9, loc="left")
     axis.grid(False)
 
 # %% [markdown]
 # ## 10. A new label, a new task
 #
 # The features know nothing of labels. A label can be added to a trained head, and a second task can share the
-# decoder, without another pass of the big model: only the embeddings' table grows.
+# decoder, without another pass of the big model: only the embeddings' table grows. What that does to accuracy is
+# measured in [one cache, many tasks](sharing.ipynb).
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -414,7 +401,9 @@ with torch.no_grad():
 # ```
 #
 # Pairs go in as `pairs=`; with `apart=True` the two texts are encoded separately, for models that never saw two texts
-# in one input. A head refuses another frozen model than its own.
+# in one input. Several tasks train together with `labels={"topic": [...], "tone": [...]}` and `fit_tasks`. A head
+# refuses another frozen model than its own. Where the features would not fit on the disk,
+# `companion.ytuning.streaming.source` runs the frozen model in every batch instead.
 
 # %% [markdown]
 # ## What the paper says, what the code does
@@ -462,6 +451,6 @@ with torch.no_grad():
 #
 # ## Where next
 #
-# - [One method, one task](glue.ipynb): the notebook behind the tables "glue", "grammar", "pairs", "labels", "ablation"
-# - [Noise on the features](robustness.ipynb) and [what a step costs](efficiency.ipynb)
+# - [One method, one task](glue.ipynb): the notebook behind the tables "glue", "robustness", "grammar", "labels", "ablation"
+# - [One cache, many tasks](sharing.ipynb) and [what a step costs](efficiency.ipynb)
 # - [The chapter's page](../../book/papers/ytuning.md), with what is smaller than you may expect

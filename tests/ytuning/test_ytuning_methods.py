@@ -327,6 +327,18 @@ def test_counted_operations_follow_the_matrix_products():
     assert free["gflop"] == pytest.approx(full["gflop"] / 3, rel=0.05)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "bart", "deberta-v2"])
+def test_every_family_can_be_counted(monkeypatch, kind):
+    monkeypatch.setitem(cost.SHAPES, "tiny", cost.Shape(kind, 2, 32, 2, 64, 100))
+    found = {
+        m: cost.counted(m, "tiny", batch=2, tokens=16)
+        for m in ("y-tuning-cached", "y-tuning", "lora", "fine-tuning")
+    }
+    work = [found[m]["gflop"] for m in found]
+    assert work == sorted(work)
+    assert found["y-tuning"]["kept_gib"] < found["lora"]["kept_gib"] < found["fine-tuning"]["kept_gib"]
+
+
 def test_what_is_kept_for_the_way_back_grows_with_depth_only_through_the_model(monkeypatch):
     kept = {}
     for layers in (2, 4):

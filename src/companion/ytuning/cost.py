@@ -346,7 +346,7 @@ def counted(
                 encoder.eval().requires_grad_(False)
         ids = torch.zeros(batch, tokens, dtype=torch.long)
         # no mask where it can be left out: transformers looks at its values, and "meta" has none
-        pad = torch.zeros(batch, tokens, dtype=torch.bool) if s.kind == "bert" else None
+        pad = torch.zeros(batch, tokens, dtype=torch.bool) if s.kind in ("bert", "deberta-v2") else None
         H = torch.zeros(batch, tokens, s.width)
         target = torch.zeros(batch, dtype=torch.long)
     held = [p for m in (encoder, model) if m is not None for p in m.parameters()]
