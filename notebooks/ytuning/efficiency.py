@@ -57,7 +57,7 @@ plotting.theme()
 cell = tables.cell("ytuning", table, row, column, scale)
 run = records.Run(cell, seed, record_dir)
 p = run.parameters
-training.seed_everything(seed, threads=1 if scale == "reduced" else None)
+training.seed_everything(seed, threads=1 if scale != "full" else None)
 
 # %% [markdown]
 # ## The model's shape, counted
@@ -108,7 +108,8 @@ for short, c in counted.items():
 #
 # Forward, backward, AdamW, each method in a process of its own so that its peak memory is its own. `uncached` runs
 # the frozen model without gradients in each step, `cached` starts from stored features and never builds the model.
-# On a CPU the peak is what the steps add to the process after the model is loaded; on a GPU it is everything.
+# On a CPU the peak is what the steps add to the process after the model is loaded, and time is the processor time of
+# one thread, so that other work on the machine does not count; on a GPU both are everything.
 
 # %%
 measured = {"rows": {}, "ratios": {}}

@@ -338,7 +338,7 @@ axes = plotting.curves({n: o.curves["valid"] for n, o in outcomes.items()}, y="v
 
 # %% mystnb={"figure": {"caption": "What the task's vector and each label's query read (rows: queries, columns: tokens; darker is more). The upper two sentences are of the grammar that the head was trained on, the lower two are ordinary prose.", "name": "fig-ytuning-attention"}, "image": {"alt": "Four heat maps of attention weights over the tokens of four sentences"}}
 head = outcomes["Y-Tuning"].model
-shown = [*dev.texts[:2], data.SENTENCES[0], data.SENTENCES[4]]
+shown = [*dev.texts[:2], *data.SENTENCES[:2]]
 figure, axes = plt.subplots(4, 1, figsize=(9, 7.6))
 for axis, text in zip(axes, shown, strict=True):
     found = extract(encoder, [text], quiet=True).batch([0])

@@ -169,6 +169,25 @@ def test_unknown_grammar_tasks_are_refused(task, words):
         data.grammar(task, 10, 0)
 
 
+def test_without_files_the_hub_is_read(monkeypatch, tmp_path):
+    """The hub's columns, label numbers and split names, served by a stand-in with the hub's layout."""
+    import datasets as hub
+
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    asked = []
+
+    def load_dataset(name, task, split):
+        asked.append((name, task, split))
+        one = {"premise": ["A.", "B."], "hypothesis": ["C.", "D."]} if task == "mnli" else {"sentence": ["a", "b"]}
+        return hub.Dataset.from_dict({**one, "label": [2, 0] if task == "mnli" else [1, 0]})
+
+    monkeypatch.setattr(hub, "load_dataset", load_dataset)
+    found = data.read("mnli", "dev")
+    assert (found.texts, found.pairs, found.target) == (["A.", "B."], ["C.", "D."], [2, 0])
+    assert data.read("sst2", "dev").target == [1, 0]
+    assert asked == [("nyu-mll/glue", "mnli", "validation_matched"), ("nyu-mll/glue", "sst2", "validation")]
+
+
 def test_missing_data_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")

@@ -195,13 +195,16 @@ def measure(method: str, backbone: str, *, batch: int = 32, tokens: int = 128, l
 
 
 def _timed(step: Callable[[], None], place: torch.device) -> float:
+    """Seconds of `step`: the process's own time where it has one CPU thread (other load does not count), else wall."""
+    alone = place.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     if place.type == "cuda":
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    began = clock()
     step()
     if place.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 class _Through(nn.Module):
