@@ -178,7 +178,11 @@ def test_without_files_the_hub_is_read(monkeypatch, tmp_path):
 
     def load_dataset(name, task, split):
         asked.append((name, task, split))
-        one = {"premise": ["A.", "B."], "hypothesis": ["C.", "D."]} if task == "mnli" else {"sentence": ["a", "b"]}
+        one = (
+            {"premise": ["A.", "B."], "hypothesis": ["C.", "D."]}
+            if task == "mnli"
+            else {"sentence": ["a", "b"]}
+        )
         return hub.Dataset.from_dict({**one, "label": [2, 0] if task == "mnli" else [1, 0]})
 
     monkeypatch.setattr(hub, "load_dataset", load_dataset)

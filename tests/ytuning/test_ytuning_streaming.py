@@ -63,6 +63,34 @@ def test_a_stopped_pass_keeps_its_finished_pieces(make_encoder, tmp_path, monkey
     same(found, extract(make_encoder(), TEXTS, folder=tmp_path / "whole", quiet=True), 1e-2)
 
 
+def test_a_piece_that_another_process_works_on_is_left_for_later(make_encoder, tmp_path):
+    """Two processes share the work: the one that comes second starts with a piece that is free."""
+    import multiprocessing
+
+    from filelock import FileLock
+
+    from companion.ytuning.features import entry_folder
+
+    encoder, inputs = make_encoder(), sorted(set(TEXTS))
+    busy = entry_folder(encoder, inputs[:2], None, "float16", tmp_path)[0]
+    ready, stop = multiprocessing.get_context("fork").Event(), multiprocessing.get_context("fork").Event()
+
+    def other():
+        with FileLock(f"{busy}.claim"):
+            ready.set()
+            stop.wait(30)
+
+    process = multiprocessing.get_context("fork").Process(target=other)
+    process.start()
+    ready.wait(30)
+    found = streaming.extract_pieces(encoder, TEXTS, piece=2, folder=tmp_path, quiet=True)
+    stop.set()
+    process.join()
+    made = sorted((p.stat().st_mtime_ns, p.parent) for p in tmp_path.glob("*/complete"))
+    assert made[-1][1] == busy
+    assert len(found) == len(TEXTS)
+
+
 def test_space_for_all_pieces_is_asked_for_before_the_first(make_encoder, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     encoder, seen = make_encoder(), []

@@ -8,11 +8,13 @@ piece, and only one piece is tokenised at a time. `Streamed` stores nothing and 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from companion.ytuning import features as store
@@ -47,8 +49,8 @@ class Pieces:
 
     def lengths(self) -> torch.Tensor:
         """Tokens per text [n]."""
-        every = [part.lengths() for part in self.parts]
-        return torch.stack([every[p][r] for p, r in self.where.tolist()])
+        first = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)
+        return torch.cat([part.lengths() for part in self.parts])[first[self.where[:, 0]] + self.where[:, 1]]
 
     def one(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Features [M, P] and segments [M] of text k."""
@@ -90,10 +92,16 @@ def extract_pieces(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence
             if not store.entry_folder(encoder, a, b, number, base)[0].joinpath("complete").is_file():
                 missing += store.estimate(encoder, a, b, number)
     store.check_space(missing, base, f"{len(inputs)} texts in {len(cuts)} pieces")
-    parts = tuple(
-        store.extract(encoder, first, second, apart=apart, number=number, folder=base, quiet=quiet)
-        for first, second in cuts
-    )
+
+    def one(first: list[str], second: list[str] | None) -> store.Features:
+        return store.extract(encoder, first, second, apart=apart, number=number, folder=base, quiet=quiet)
+
+    # first round: pieces that no other process works on; second round: all, waiting for the others
+    for first, second in cuts:
+        entry, _ = store.entry_folder(encoder, first, second, number, base)
+        with contextlib.suppress(Timeout), FileLock(f"{entry}.claim", timeout=0):
+            one(first, second)
+    parts = tuple(one(first, second) for first, second in cuts)
     place = {text: divmod(k, piece) for k, text in enumerate(inputs)}
     return Pieces(parts, torch.tensor([place[x] for x in given]))
 
