@@ -334,9 +334,10 @@ axes = plotting.curves({n: o.curves["valid"] for n, o in outcomes.items()}, y="v
 # The cross-attention's weights, averaged over heads, for the task's vector and the two labels: two sentences of the
 # grammar, then two that no template has written. The head was trained on the grammar alone, so the last two show what
 # carries over. The task's vector reads both judgements; which of them belongs to the food has to come from what the
-# frozen model wrote into each judgement's vector. In the last sentence it is misled by a
-# word about the terrace, and the picture of a wrong answer looks no different from that of a right one: attention is
-# what the decoder reads, not a proof of why it decides. [The chapter's page](../../book/papers/ytuning.md) has the same picture for a head trained on film reviews.
+# frozen model wrote into each judgement's vector. In the last sentence the head is misled by a word about the terrace,
+# and the picture of a wrong answer looks no different from that of a right one: attention is what the decoder reads,
+# not a proof of why it decides. [The chapter's page](../../book/papers/ytuning.md) has the same picture for a head
+# trained on film reviews.
 
 # %% mystnb={"figure": {"caption": "What the task's vector and each label's query read (rows: queries, columns: tokens; darker is more). The upper two sentences are of the grammar that the head was trained on, the lower two are ordinary prose.", "name": "fig-ytuning-attention"}, "image": {"alt": "Four heat maps of attention weights over the tokens of four sentences"}}
 head = outcomes["Y-Tuning"].model

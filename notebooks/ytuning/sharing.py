@@ -103,12 +103,16 @@ passed = []
 encoder.model.register_forward_hook(
     lambda _, given, __: passed.append(len(given[0]))
 )
-began = time.process_time()
+began, scratch = time.process_time(), tempfile.TemporaryDirectory()
 features = {
-    part: extract(encoder, split.texts, quiet=True)
+    part: extract(encoder, split.texts, folder=scratch.name, quiet=True)
     for part, split in splits.items()
 }
 feature_seconds, texts_first = time.process_time() - began, sum(passed)
+size = sum(one.bytes for one in features.values())
+print(
+    f"{texts_first} distinct texts, {feature_seconds:.1f} processor seconds, {size:,} bytes"
+)
 passed.clear()
 
 
