@@ -19,7 +19,12 @@ from torch import Tensor
 from companion.dgsct.model import PRESETS, CrossModalPrompt
 
 # (visual tokens, width), (audio tokens, width) of the four stages of Swin-V2-L at 192 pixels and HTS-AT
-STAGES = {1: ((2304, 192), (4096, 96)), 2: ((576, 384), (1024, 192)), 3: ((144, 768), (256, 384)), 4: ((36, 1536), (64, 768))}
+STAGES = {
+    1: ((2304, 192), (4096, 96)),
+    2: ((576, 384), (1024, 192)),
+    3: ((144, 768), (256, 384)),
+    4: ((36, 1536), (64, 768)),
+}
 
 
 def plain(u: CrossModalPrompt, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +42,9 @@ def plain(u: CrossModalPrompt, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     else:
         g = linear("remap_width", g.squeeze(-1).transpose(1, 2)).transpose(1, 2)
         side, new = int(g.shape[-1] ** 0.5), int(x.shape[2] ** 0.5)
-        g = F.interpolate(g.reshape(*g.shape[:2], side, side), size=(new, new), mode="bicubic").flatten(2)[..., None]
+        g = F.interpolate(g.reshape(*g.shape[:2], side, side), size=(new, new), mode="bicubic").flatten(2)[
+            ..., None
+        ]
     flat = g.squeeze(-1)  # [N, C, L]
     rep = u.latents[None].repeat(len(x), 1, 1)  # [N, M, C]
     rep = rep + torch.bmm(F.softmax(torch.bmm(rep, flat), -1), flat.permute(0, 2, 1))
@@ -49,7 +56,9 @@ def plain(u: CrossModalPrompt, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     joint = joint.mean(1, keepdim=True)
     channel = torch.sigmoid(linear("channel_up", F.relu(linear("channel_down", joint))))
     seen = tokens_first * (channel + 1)
-    score = linear("spatial_score", F.relu(linear("spatial_input", seen)) * F.relu(linear("spatial_guide", guide)))
+    score = linear(
+        "spatial_score", F.relu(linear("spatial_input", seen)) * F.relu(linear("spatial_guide", guide))
+    )
     pool = F.softmax(torch.tanh(score), 1).transpose(1, 2)
     torch.bmm(pool, seen)  # computed there, used nowhere
     weight = c.alpha * channel + c.beta * torch.sigmoid(score) + 1 - c.alpha
@@ -130,7 +139,9 @@ def main() -> None:
         for title, mine, guide in (("visual", visual, audio), ("audio", audio, visual)):
             torch.manual_seed(stage)
             config = PRESETS[args.task]
-            u = unit(args.task, mine, guide, config.gate_visual if title == "visual" else config.gate_audio).to(device)
+            u = unit(
+                args.task, mine, guide, config.gate_visual if title == "visual" else config.gate_audio
+            ).to(device)
             x, g = (torch.randn(args.frames, *s, device=device) for s in (mine, guide))
             noise = torch.randn(args.frames, *mine, device=device)
             make = steps(u, x, g)

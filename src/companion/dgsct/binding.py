@@ -43,7 +43,7 @@ class Arm:
 
 ARMS: Mapping[str, Arm] = {
     "late-fusion": Arm("frozen encoders, late fusion", units=False),
-    "fine-tuning": Arm("late fusion, upper layers fine-tuned", units=False, freeze=False),
+    "fine-tuning": Arm("late fusion, both encoders fine-tuned", units=False, freeze=False),
     "unguided": Arm("the same units, guide = zeros", guide="none"),
     "shuffled": Arm("the same units, guide = another sample's", guide="shuffled"),
     "lavish": Arm("LAVISH-style: guided latent tokens, no attention", config=replace(UNIT, channel=False, spatial=False)),
@@ -130,13 +130,23 @@ class Binding(nn.Module):
 
 
 def groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
-    """Parameter groups: the scalar gates learn five times as fast, because they start at 0."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    gates = [p for n, p in named if n.endswith("gate")]
-    return [
-        {"params": [p for n, p in named if not n.endswith("gate")], "lr": lr},
-        {"params": gates, "lr": 5 * lr},
-    ]
+    """Parameter groups: the scalar gates learn five times as fast, because they start at 0; encoders that are
+    fine-tuned learn ten times more slowly, because they were trained before."""
+    speed = {"gate": 5.0, "tower": 0.1, "rest": 1.0}
+    found: dict[str, list[nn.Parameter]] = {kind: [] for kind in speed}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            inside = name.startswith(("encoder.visual.", "encoder.audio."))
+            found["gate" if name.endswith("gate") else "tower" if inside else "rest"].append(p)
+    return [{"params": ps, "lr": lr * speed[kind]} for kind, ps in found.items() if ps]
+
+
+def prepared(arm: Arm, *parts: Scenes) -> tuple[tuple[Tower, Tower], list[Scenes]]:
+    """The encoders of an arm and `parts` as these take them: frozen lower layers are computed once, for all steps."""
+    if not arm.freeze:
+        return towers(), list(parts)
+    pair = upper(towers())
+    return pair, [features(data, pair) for data in parts]
 
 
 def fit(model: Binding, data: Scenes, seed: int, steps: int, lr: float = 3e-3, batch: int = 32,

@@ -281,6 +281,9 @@ class Encoded(NamedTuple):
     pool_visual: Tensor  # [N, 1, L_v]
     pool_audio: Tensor  # [N, 1, L_a]
     maps: list[dict[str, Maps]]  # per pair: visual_1, audio_1, visual_2, audio_2 (only when asked for)
+    stages: list[
+        Tensor
+    ] = []  # vision at the end of each stage, before patch merging [N, L_s, C_s] (when asked for)
 
     def pooled(self, by: str = "map") -> tuple[Tensor, Tensor]:
         """One vector per frame and modality: `[N, C_v]`, `[N, C_a]`; by the guided "map" or the "mean"."""
@@ -360,7 +363,7 @@ class DualGuidedEncoder(nn.Module):
         return [p for group in groups if group is not None for p in group.parameters()]
 
     def forward(self, images: Any, sounds: Any, *, guide: str | Callable[[Tensor], Tensor] = "other",
-                keep_maps: bool = False) -> Encoded:  # fmt: skip
+                keep_maps: bool = False, keep_stages: bool = False) -> Encoded:  # fmt: skip
         """Encode frames and their sounds together.
 
         Args:
@@ -368,15 +371,19 @@ class DualGuidedEncoder(nn.Module):
             guide: "other" (the method), "none" (guides are zeros: the same units unguided), or a function that
                 maps a guide `[N, K, D]` to another, e.g. one that shuffles frames.
             keep_maps: also return every unit's maps.
+            keep_stages: also return vision at the end of each stage (what masks are decoded from); the last one
+                carries the tower's final norm.
         """
         change = {"other": lambda g: g, "none": torch.zeros_like}.get(guide, guide)
         if not callable(change):
             raise ValueError(f"guide is {guide!r}; choose other, none or a function")
         v, a = self.visual.embed(images), self.audio.embed(sounds)
+        ends = {sum(self.visual.depths[: s + 1]) for s in range(len(self.visual.depths))}
         if len(v) != len(a):
             raise ValueError(f"{len(v)} frames but {len(a)} sounds; each frame needs one second of sound")
         at_v = at_a = 0
         kept: list[dict[str, Maps]] = []
+        stages: list[Tensor] = []
         found: dict[str, Maps] = {}
 
         def prompts(k: int, place: int, v: Tensor, a: Tensor) -> tuple[Tensor | float, Tensor | float]:
@@ -410,14 +417,22 @@ class DualGuidedEncoder(nn.Module):
                 v, a = v + dv, a + da
                 dv, da = prompts(k, 2, v, a)
                 v, a = self.visual.mix(i, v) + dv, a + da
+            if keep_stages and i + 1 in ends:
+                stages.append(v)
             v, a = self.visual.reduce(i, v), self.audio.reduce(j, a)
             at_v, at_a = i + 1, j + 1
             if keep_maps:
                 kept.append(dict(found))
         v = self.visual.finish(self.visual.run(v, at_v, len(self.visual.shapes)))
+        if keep_stages:
+            stages = [*stages[: len(ends) - 1], v]
         a = self.audio.finish(self.audio.run(a, at_a, len(self.audio.shapes)))
         return Encoded(
-            v, a, *(self._pool(found.get(f"{side}_2"), x) for side, x in (("visual", v), ("audio", a))), kept
+            v,
+            a,
+            *(self._pool(found.get(f"{side}_2"), x) for side, x in (("visual", v), ("audio", a))),
+            kept,
+            stages,
         )
 
     @staticmethod
