@@ -425,7 +425,7 @@ class DualGuidedEncoder(nn.Module):
                 kept.append(dict(found))
         v = self.visual.finish(self.visual.run(v, at_v, len(self.visual.shapes)))
         if keep_stages:
-            stages = [*stages[: len(ends) - 1], v]
+            stages[-1:] = [v]
         a = self.audio.finish(self.audio.run(a, at_a, len(self.audio.shapes)))
         return Encoded(
             v,
