@@ -281,9 +281,8 @@ class Encoded(NamedTuple):
     pool_visual: Tensor  # [N, 1, L_v]
     pool_audio: Tensor  # [N, 1, L_a]
     maps: list[dict[str, Maps]]  # per pair: visual_1, audio_1, visual_2, audio_2 (only when asked for)
-    stages: list[
-        Tensor
-    ] = []  # vision at the end of each stage, before patch merging [N, L_s, C_s] (when asked for)
+    # vision at the end of each stage, before patch merging, [N, L_s, C_s] (only when asked for)
+    stages: tuple[Tensor, ...] = ()
 
     def pooled(self, by: str = "map") -> tuple[Tensor, Tensor]:
         """One vector per frame and modality: `[N, C_v]`, `[N, C_a]`; by the guided "map" or the "mean"."""
@@ -427,13 +426,8 @@ class DualGuidedEncoder(nn.Module):
         if keep_stages:
             stages[-1:] = [v]
         a = self.audio.finish(self.audio.run(a, at_a, len(self.audio.shapes)))
-        return Encoded(
-            v,
-            a,
-            *(self._pool(found.get(f"{side}_2"), x) for side, x in (("visual", v), ("audio", a))),
-            kept,
-            stages,
-        )
+        pools = [self._pool(found.get(f"{side}_2"), x) for side, x in (("visual", v), ("audio", a))]
+        return Encoded(v, a, *pools, kept, tuple(stages))
 
     @staticmethod
     def _pool(maps: Maps | None, x: Tensor) -> Tensor:
