@@ -16,7 +16,8 @@ from torch import nn
 
 from companion import records
 from companion.dgsct.model import PRESETS, DualGuidedEncoder
-from companion.dgsct.tasks import AVEHead, AVQAHead, AVSHead, AVVPHead
+from companion.dgsct.masks import AVSHead
+from companion.dgsct.tasks import AVEHead, AVQAHead, AVVPHead
 from companion.dgsct.towers import clip_tower, htsat_tower, swinv2_tower
 
 HEADS = {"ave": AVEHead, "avvp": AVVPHead, "avqa": AVQAHead, "avs-s4": AVSHead, "avs-ms3": AVSHead}
@@ -50,51 +51,94 @@ def _size(module: nn.Module | None) -> int:
     return sum(p.numel() for p in module.parameters()) if module is not None else 0
 
 
-def unused(task: str) -> dict[str, tuple[int, bool]]:
-    """Parameters of the published classes that no output depends on: name -> (count, counted as trained there)."""
-    d, ff, heads = 256, 1024, 48
+def _cross_decoder(width: int, d: int = 256, ff: int = 1024) -> int:
+    return width * d + d + 4 * d * d + 4 * d + 2 * d * ff + ff + d + 4 * d
+
+
+def unused(task: str) -> dict[str, tuple[int, str]]:
+    """Parameters of the published classes that no output depends on: name -> (count, where).
+
+    "frozen" and "trained" say how the published code treats them, "hearing" that they belong to HTS-AT, which is
+    frozen in all tasks but S4.
+    """
+    d, ff, units = 256, 1024, 48
     attention = 4 * d * d + 4 * d
     feed = 2 * d * ff + ff + d + 4 * d
-    dead = {
-        "Swin's 21 841-way classifier": (1536 * 21_841 + 21_841, False),
-        "HTS-AT's classifier": (768 * 527 * 2 * 3 + 527 + 527 * 527 + 527, False),
-        "STFT and mel matrices stored as parameters": (2 * 513 * 1024 + 513 * 64, False),
-        "gate_tk": (heads, True),
+    hearing = {
+        "HTS-AT's classifier": (768 * 527 * 2 * 3 + 527 + 527 * 527 + 527, "hearing"),
+        "STFT and mel matrices stored as parameters": (2 * 513 * 1024 + 513 * 64, "hearing"),
     }
+    templates = 2 * (attention + feed) + 2 * (2 * attention + feed)
+    hierarchical = (
+        [192] * 2 + [384] * 2 + [768] * 6 + [1536] * 2 + [96] * 2 + [192] * 2 + [384] * 6 + [768] * 2
+    )
+    scalars = 2 * sum(w + 1 for w in hierarchical)  # temporal_gated of every unit
+    caption = {"fc_caption": (units * (512 * 192 + 192), "trained")}
+    if task not in HEADS:
+        return caption
+    dead = {"Swin's 21 841-way classifier": (1536 * 21_841 + 21_841, "frozen"), **hearing}
+    if not task.startswith("avs"):
+        dead["gate_tk"] = (units, "trained")
     if task == "ave":
-        dead["template layers that were only copied from"] = (
-            2 * (attention + feed) + 2 * (2 * attention + feed),
-            True,
-        )
-        dead["self-attention of the cross-decoders"] = (2 * attention, True)
-        dead["CMBS's two interaction modules and norms"] = (2 * (attention + 2 * d) + 4 * d, True)
+        dead["template layers that were only copied from"] = (templates, "trained")
+        dead["self-attention of the cross-decoders"] = (2 * attention, "trained")
+        dead["CMBS's two interaction modules and norms"] = (2 * (attention + 2 * d) + 4 * d, "trained")
     if task == "avvp":
         small = 4 * 64 * 64 + 4 * 64 + 2 * 64 * ff + ff + 64 + 4 * 64
-        dead["template layers that were only copied from"] = (2 * small, True)
-        dead["fc_caption"] = (heads * (512 * 192 + 192), True)
-        dead["adapter_token_downsampler"] = (sum(w // 16 * (w // 8) for w in (384, 768, 1536)), True)
-        widths = [192] * 2 + [384] * 2 + [768] * 6 + [1536] * 2 + [96] * 2 + [192] * 2 + [384] * 6 + [768] * 2
-        dead["temporal_gated inside the units"] = (2 * sum(w + 1 for w in widths), True)
+        dead["template layers that were only copied from"] = (2 * small, "trained")
+        dead |= caption
+        dead["adapter_token_downsampler"] = (
+            sum(w // 16 * (w // 8) for w in (384, 768, 1536)),
+            "trained",
+        )
+        dead["temporal_gated inside the units"] = (scalars, "trained")
     if task == "avqa":
         wide = 1536
-        dead["fc_a1_pure, fc_a2_pure and norm3"] = (768 * wide + wide * wide + 2 * wide + 2 * wide, True)
+        dead["fc_a1_pure, fc_a2_pure and norm3"] = (768 * wide + wide * wide + 2 * wide + 2 * wide, "trained")
+    if task.startswith("avs"):
+        dead["PVT-v2-b5, the backbone of another model"] = (81_443_008, "trained")
+        dead["temporal_gated inside the units"] = (scalars, "trained")
+        dead["ln_before, built and skipped"] = (4 * sum(hierarchical), "trained")
+        decoders = _cross_decoder(2 * d) + _cross_decoder(d)
+        dead["cross-decoders, evaluated and ignored, and templates"] = (
+            4 * (decoders + templates + 2 * attention),
+            "trained",
+        )
+        dead["PVT's dilated convolutions"] = (4 * (9 * d * (64 + 128 + 320 + 512) + 4 * d), "trained")
+        old = ((192, 64), (384, 128), (768, 320), (1536, 512))
+        dead["linear maps to PVT's widths"] = (sum((a + 1) * b for a, b in old), "trained")
+    if task == "avs-s4":
+        pairs = zip([2304] * 2 + [576] * 2 + [144] * 6 + [36] * 2, [4096] * 2 + [1024] * 2 + [256] * 6 + [64] * 2,
+                    strict=True)  # fmt: skip
+        dead["token maps that the bicubic re-mapping leaves out"] = (
+            sum(2 * (2 * v * a + v + a) for v, a in pairs),
+            "trained",
+        )
     return dead
 
 
 def count(task: str, variant: str = "dg-sct") -> dict[str, float]:
     """Parameters in millions: `total`, `trainable`, `share` in percent as the published code counts them (dead ones
-    included), and `used_total`, `used_trainable` without the dead ones."""
+    included; for the CLIP tasks the units only), and `used_total`, `used_trainable`, `used_share` without dead ones."""
     with torch.device("meta"):
         encoder, head = build(task, variant)
-    frozen = _size(encoder.visual) + _size(encoder.audio)
+    vision, hearing = _size(encoder.visual), _size(encoder.audio)
     trained = sum(p.numel() for p in encoder.unit_parameters()) + _size(head)
     dead = unused(task)
-    dead_trained = sum(n for n, on in dead.values() if on)
-    dead_frozen = sum(n for n, on in dead.values() if not on)
-    total, trainable = frozen + trained + dead_trained + dead_frozen, trained + dead_trained
+    by = {
+        kind: sum(n for n, where in dead.values() if where == kind)
+        for kind in ("frozen", "trained", "hearing")
+    }
+    if task not in HEADS:
+        units = (trained + by["trained"]) / 1e6
+        return {"total": units, "trainable": units, "share": 100.0, "used_total": (vision + hearing + trained) / 1e6,
+                "used_trainable": trained / 1e6, "used_share": 100 * trained / (vision + hearing + trained)}  # fmt: skip
+    listening = hearing if task == "avs-s4" else 0  # HTS-AT is trained there, by the published script
+    total = vision + hearing + trained + sum(by.values())
+    trainable = trained + by["trained"] + (listening and listening + by["hearing"])
+    used, used_trained = vision + hearing + trained, trained + listening
     return {"total": total / 1e6, "trainable": trainable / 1e6, "share": 100 * trainable / total,
-            "used_total": (frozen + trained) / 1e6, "used_trainable": trained / 1e6,
-            "used_share": 100 * trained / (frozen + trained)}  # fmt: skip
+            "used_total": used / 1e6, "used_trainable": used_trained / 1e6, "used_share": 100 * used_trained / used}  # fmt: skip
 
 
 def parts(task: str = "ave") -> dict[str, float]:

@@ -262,8 +262,9 @@ def load_official(unit: CrossModalPrompt, state: Mapping[str, Tensor]) -> CrossM
             )
         new[name] = state[theirs].reshape(value.shape)
         used.add(theirs)
-    # S4's published units own a token map that their bicubic re-mapping never uses
+    # segmentation's published units own a LayerNorm that they skip, S4's also a token map
     unused = OFFICIAL_UNUSED + (("conv_adapter",) if unit.config.remap == "bicubic" else ())
+    unused += () if unit.config.norm_before else ("ln_before",)
     if left := [k for k in state if k not in used and not k.startswith(unused)]:
         raise ValueError(f"the published unit holds {left[0]!r}, which this config does not use")
     unit.load_state_dict(new)
