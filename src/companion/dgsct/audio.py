@@ -61,54 +61,90 @@ class Clip:
     frames: Tensor  # [T, 3, H, W] uint8
     sounds: Tensor  # [T, rate] float
     resampled_from: int | None  # the file's rate where it was not the wanted one
+    missing: float = 0.0  # seconds of silence that were added at the end
 
 
-def read_clip(path: Path | str, segments: int = 10, rate: int = RATE, allow_short: bool = False) -> Clip:
-    """Frames at the middle of every second and mono sound of a video file.
+def read_clip(path: Path | str, segments: int = 10, rate: int = RATE, allow_short: bool = False,
+              stride: int = 1) -> Clip:  # fmt: skip
+    """One frame from the middle of each kept second, and mono sound, of a video file.
 
     Args:
+        segments: seconds that are kept.
+        rate: samples per second of the result; a file with another rate is resampled, and `Clip.resampled_from` says so.
         allow_short: pad a sound that ends early with silence instead of refusing it.
+        stride: a second is kept every `stride` seconds.
 
     Raises:
-        ValueError: no video, no sound, sound shorter than the clip, or a file that cannot be decoded; one sentence.
+        ValueError: no video, no sound, sound shorter than the clip, a corrupt frame, or a file that cannot be decoded;
+            one sentence.
     """
     import av
+    import numpy as np
 
+    name, need = Path(path).name, ((segments - 1) * stride + 1) * rate
+    wanted = [k * stride + 0.5 for k in range(segments)]
+    frames, last, parts = [], None, []
     try:
         with av.open(str(path)) as file:
             if not file.streams.video:
-                raise ValueError(f"{Path(path).name} has no video stream")
+                raise ValueError(f"{name} has no video stream")
             if not file.streams.audio:
-                raise ValueError(f"{Path(path).name} has no sound; audio-visual tasks need both")
-            wanted = [k + 0.5 for k in range(segments)]
-            frames, last = [], None
-            for frame in file.decode(video=0):
-                time = float(frame.pts * frame.time_base) if frame.pts is not None else 0.0
-                last = frame
-                while len(frames) < segments and time >= wanted[len(frames)] - 1e-6:
-                    frames.append(frame.to_ndarray(format="rgb24"))
-            if last is None:
-                raise ValueError(f"{Path(path).name} holds no frame that can be decoded")
-            frames += [last.to_ndarray(format="rgb24")] * (segments - len(frames))
-            file.seek(0)
+                raise ValueError(f"{name} has no sound; audio-visual tasks need both")
             original = file.streams.audio[0].rate
+            for frame in file.decode(video=0):
+                if frame.is_corrupt:
+                    raise ValueError(f"{name}: the frame at {frame.time or 0:.1f} s is corrupt")
+                last = frame
+                while len(frames) < segments and (frame.time or 0.0) >= wanted[len(frames)] - 1e-6:
+                    frames.append(frame.to_ndarray(format="rgb24"))
+                if len(frames) == segments:
+                    break
+            file.seek(0)
             to_mono = av.AudioResampler(format="flt", layout="mono", rate=rate)
-            parts = [
-                part.to_ndarray().ravel()
-                for frame in file.decode(audio=0)
-                for part in to_mono.resample(frame)
-            ]
+            have = 0
+            for frame in file.decode(audio=0):
+                parts += [part.to_ndarray().ravel() for part in to_mono.resample(frame)]
+                have += len(parts[-1]) if parts else 0
+                if have > need + rate:
+                    break
             parts += [part.to_ndarray().ravel() for part in to_mono.resample(None)]
     except av.FFmpegError as error:
-        raise ValueError(f"{Path(path).name} cannot be decoded ({error.strerror})") from None
+        raise ValueError(f"{name} cannot be decoded ({error.strerror})") from None
+    if last is None:
+        raise ValueError(f"{name} holds no frame that can be decoded")
+    frames += [last.to_ndarray(format="rgb24")] * (segments - len(frames))
+    wave = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    missing = max(0, need - len(wave))
+    # an encoder may cut or pad a few milliseconds; half a second is not that
+    if missing > rate // 2 and not allow_short:
+        raise ValueError(f"{name}: sound lasts {len(wave) / rate:.1f} s of {need / rate:.0f} s; "
+                         "pass allow_short=True to fill with silence")  # fmt: skip
+    wave = np.pad(wave[:need], (0, missing)).astype(np.float32)
+    kept = np.stack([wave[k * stride * rate :][:rate] for k in range(segments)])
+    pictures = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+    return Clip(pictures, torch.from_numpy(kept), original if original != rate else None, missing / rate)
+
+
+def read_sound(path: Path | str, seconds: int, rate: int = RATE) -> Tensor:
+    """Mono sound of an audio file as `[seconds, rate]`, resampled to `rate`; up to half a second is filled.
+
+    Raises ValueError for a file that cannot be decoded or ends earlier than that.
+    """
+    import av
     import numpy as np
 
-    wave = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    need = segments * rate
-    # an encoder may cut or pad a few milliseconds; half a second is not that
-    if len(wave) < need - rate // 2 and not allow_short:
-        raise ValueError(f"{Path(path).name}: sound lasts {len(wave) / rate:.1f} s of {segments} s; "
-                         "pass allow_short=True to fill with silence")  # fmt: skip
-    wave = np.pad(wave[:need], (0, max(0, need - len(wave)))).reshape(segments, rate)
-    pictures = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-    return Clip(pictures, torch.from_numpy(wave.astype(np.float32)), original if original != rate else None)
+    name = Path(path).name
+    try:
+        with av.open(str(path)) as file:
+            if not file.streams.audio:
+                raise ValueError(f"{name} has no sound")
+            to_mono = av.AudioResampler(format="flt", layout="mono", rate=rate)
+            parts = [p.to_ndarray().ravel() for f in file.decode(audio=0) for p in to_mono.resample(f)]
+            parts += [p.to_ndarray().ravel() for p in to_mono.resample(None)]
+    except av.FFmpegError as error:
+        raise ValueError(f"{name} cannot be decoded ({error.strerror})") from None
+    wave, need = np.concatenate(parts), seconds * rate
+    if len(wave) < need - rate // 2:
+        raise ValueError(f"{name}: sound lasts {len(wave) / rate:.1f} s of {seconds} s")
+    wave = np.pad(wave[:need], (0, max(0, need - len(wave)))).astype(np.float32)
+    return torch.from_numpy(wave).view(seconds, rate)

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from companion import records
-from companion.dgsct.model import PRESETS, DualGuidedEncoder
 from companion.dgsct.masks import AVSHead
+from companion.dgsct.model import PRESETS, DualGuidedEncoder
 from companion.dgsct.tasks import AVEHead, AVQAHead, AVVPHead
 from companion.dgsct.towers import clip_tower, htsat_tower, swinv2_tower
 

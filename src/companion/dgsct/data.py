@@ -68,7 +68,8 @@ def read_ave(path: Path | str) -> list[Event]:
         if len(parts) != 5 or not (parts[3].isdigit() and parts[4].isdigit()):
             raise ValueError(f"{place}: {line.strip()!r} is not Category&VideoID&Quality&StartTime&EndTime")
         start, stop = int(parts[3]), int(parts[4])
-        if not 0 <= start < stop <= SEGMENTS:
+        # one published video (VWi2ENBuTbw, a church bell) is marked 0&0: never seen and heard together
+        if not (0 <= start < stop <= SEGMENTS or start == stop == 0):
             raise ValueError(
                 f"{place}: event from {start} to {stop} s lies outside the {SEGMENTS}-second clip"
             )
@@ -144,6 +145,22 @@ def read_llp_dense(path: Path | str) -> dict[str, np.ndarray]:
         target = out.setdefault(row["filename"], np.zeros((len(LLP_CLASSES), SEGMENTS)))
         target[_class(row["event_labels"], LLP_CLASSES, place), start:stop] = 1
     return out
+
+
+def few_shot_llp(weak: dict[str, np.ndarray], shots: int) -> dict[str, int]:
+    """The first `shots` videos with a single label of each class, in file order: video -> class.
+
+    LLP's training split has no such video of "Speech", so that the published few-shot sets lack that class; classes
+    with fewer videos simply have fewer here, as published.
+    """
+    taken: dict[int, int] = {}
+    chosen = {}
+    for video, target in weak.items():
+        label = int(target.argmax())
+        if target.sum() == 1 and taken.get(label, 0) < shots:
+            taken[label] = taken.get(label, 0) + 1
+            chosen[video] = label
+    return chosen
 
 
 def llp_single_label(targets: np.ndarray) -> np.ndarray:
@@ -274,3 +291,51 @@ def read_vggsound(path: Path | str) -> list[tuple[str, int, str, str]]:
                 raise ValueError(f"{Path(path).name} line {number}: {row!r} is not id, start, label, split")
             out.append((row[0], int(row[1]), row[2], row[3]))
     return out
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """One VGG-Sound(40K) video: class number per second `[10]`, the number of classes where nothing happens."""
+
+    video: str
+    category: str
+    split: str
+    labels: tuple[int, ...]
+
+
+def read_vggsound40k(table: Path | str, categories: Path | str) -> list[Segmented]:
+    """`vggsound-avel40k_labels.csv` (columns `category`, `video_id`, `label`, `split` among others; `label` a list of
+    ten 0 or 1, `video_id` a number that files carry with six digits) and `VggsoundAVEL40kCategories.txt`."""
+    names = tuple(x.strip() for x in Path(categories).read_text(encoding="utf-8").splitlines() if x.strip())
+    out = []
+    with open(table, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        need = ("category", "video_id", "label", "split")
+        if missing := [c for c in need if c not in (reader.fieldnames or ())]:
+            raise ValueError(
+                f"{Path(table).name}: column {missing[0]!r} is missing; it needs {', '.join(need)}"
+            )
+        for number, row in enumerate(reader, 2):
+            place = f"{Path(table).name} line {number}"
+            known = _class(row["category"], names, place)
+            try:
+                flags = [int(x) for x in json.loads(row["label"])]
+            except (json.JSONDecodeError, TypeError, ValueError):
+                flags = []
+            if len(flags) != SEGMENTS or not set(flags) <= {0, 1}:
+                raise ValueError(
+                    f"{place}: label {row['label']!r} is not a list of {SEGMENTS} zeros and ones"
+                )
+            labels = tuple(known if flag else len(names) for flag in flags)
+            out.append(Segmented(f"{int(float(row['video_id'])):06d}", row["category"], row["split"], labels))
+    return out
+
+
+def class_missing(labels: Iterable[int], names: tuple[str, ...], split: str) -> None:
+    """Raises ValueError where a class of `names` does not occur in `labels`, the classes of a split."""
+    found = set(labels)
+    if missing := [name for k, name in enumerate(names) if k not in found]:
+        raise ValueError(
+            f"class {missing[0]!r} does not occur in the {split} split ({len(missing)} of {len(names)} "
+            "classes missing)"
+        )

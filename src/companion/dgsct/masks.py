@@ -6,6 +6,7 @@ The decoder is AVSBench's (Zhou et al., ECCV 2022) on Swin's four stages, as DG-
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -94,7 +95,7 @@ class AVSHead(nn.Module):
                  hidden: int = 256, sound: int = 128, grids: tuple[int, ...] = (56, 28, 14, 7),
                  segments: int = 5) -> None:  # fmt: skip
         super().__init__()
-        if len(widths) != len(grids) or any(a != 2 * b for a, b in zip(grids, grids[1:], strict=False)):
+        if len(widths) != len(grids) or any(a != 2 * b for a, b in pairwise(grids)):
             raise ValueError(
                 f"grids are {grids} for {len(widths)} stages; each must be half of the one before"
             )

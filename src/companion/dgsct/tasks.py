@@ -268,6 +268,11 @@ class AVQAHead(nn.Module):
         weight = torch.softmax(v @ a[..., None], 2)  # [B, T, 36, 1]
         return self.grounded(torch.tanh(torch.cat([visual.mean(2), (weight * v).sum(2)], -1)))
 
+    def matching(self, visual: Tensor, audio: Tensor) -> Tensor:
+        """Match logits `[B, T, 2]` of any frames `[B, T, 36, D]` with any sounds `[B, T, audio]`."""
+        a = self.audio_2(F.relu(self.audio_1(audio)))
+        return self.match(torch.cat([a, self.ground(visual, a)], -1))
+
     def forward(self, visual: Tensor, audio: Tensor, question: Tensor) -> tuple[Tensor, Tensor]:
         """Answer logits `[B, 42]` and match logits `[B, T, 2]` (does this sound belong to this frame?)."""
         _, (h, c) = self.question(torch.tanh(self.words(question)).transpose(0, 1))
