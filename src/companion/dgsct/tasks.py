@@ -99,18 +99,18 @@ class AVEHead(nn.Module):
     def loss(self, out: AVEOutput, labels: Tensor, background: int = 28, as_published: bool = True) -> Tensor:
         """Sum of four terms. `labels [B, T]` with `background` where nothing happens.
 
-        As published the gates' product, already a probability, goes through a second sigmoid; else it does not.
+        As published the gates' product, already a probability, goes through a second sigmoid; else it does not. A
+        video without any event (AVE has one) has no class, and only the terms per segment.
         """
         present = (labels != background).float()
         category = labels.masked_fill(labels == background, -1).amax(1)
-        if (category < 0).any():
-            raise ValueError(
-                "a video without any event cannot be used in supervised training; every AVE video has one"
-            )
         gate = (F.binary_cross_entropy_with_logits(out.gate, present) if as_published
                 else F.binary_cross_entropy(out.gate, present))  # fmt: skip
-        return (F.binary_cross_entropy_with_logits(out.event, present) + gate
-                + F.cross_entropy(out.category, category) + F.cross_entropy(out.activation, category))  # fmt: skip
+        loss = F.binary_cross_entropy_with_logits(out.event, present) + gate
+        if (named := category >= 0).any():
+            loss = loss + F.cross_entropy(out.category[named], category[named])
+            loss = loss + F.cross_entropy(out.activation[named], category[named])
+        return loss
 
 
 class AVVPHead(nn.Module):
