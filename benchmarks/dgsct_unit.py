@@ -23,9 +23,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(
-        f"{args.task}, {args.frames} frames, {device}, {args.threads} thread(s), torch {torch.__version__}"
-    )
+    print(f"{args.task}, {args.frames} frames, {device}, {args.threads} thread(s), torch {torch.__version__}")
     found = []
     for stage in args.stages:
         for side in ("visual", "audio"):

@@ -17,8 +17,8 @@
 #
 # Event localisation, the paper's first task. At the reduced scale a clip has five segments; one of three visible
 # objects sounds during an interval, and outside it there is silence or the sound of something that is not in view.
-# Every segment gets the colour of the object that sounds, or *background*. At the full scale the same notebook trains
-# the paper's model on AVE's videos, where they are.
+# Every segment gets the colour of the object that sounds, or *background*. The same head is trained on AVE's own videos by
+# the [notebook of the other tasks](tasks.ipynb) at the full scale.
 
 # %% tags=["hide-input"]
 # Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.
@@ -41,10 +41,10 @@ if importlib.util.find_spec("companion") is None:
     )
 
 # %% tags=["parameters"]
-table = "localisation"  # localisation (reduced), or a table of the paper (full)
+table = "localisation"  # the table of papers/dgsct.toml
 row = "dg-sct"  # late-fusion, unguided, dg-sct or no-temporal
 column = "accuracy"  # one run fills all columns
-scale = "reduced"  # reduced (seconds, CPU) or full (AVE's videos, one GPU, hours)
+scale = "reduced"  # reduced (seconds, CPU)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
@@ -59,55 +59,47 @@ plotting.theme()
 cell = tables.cell("dgsct", table, row, column, scale)
 run = records.Run(cell, seed, record_dir)
 p = run.parameters
-training.seed_everything(seed, threads=1 if scale == "reduced" else None)
+training.seed_everything(seed, threads=1)
 
 # %% [markdown]
 # ## Train
 #
-# Units and head together; encoders frozen. At the reduced scale the last step counts; at the full scale the epoch is
-# chosen on the validation split (the published code chooses it on the test split).
+# Units and head together; encoders frozen; the last step counts.
 
 # %%
-if scale == "full":
-    metrics, fitted = events.run_full(p["task"], p["variant"], seed=seed)
-else:
-    train, test = (
-        events.small_data(p["clips"], seed),
-        events.small_data(p["test"], seed + 50_000),
-    )
-    model = events.small(row)
-    fitted = events.fit(model, train, seed, p["steps"], p["lr"], p["batch"])
-    metrics = events.evaluate(model, test)
+train, test = (
+    events.small_data(p["clips"], seed),
+    events.small_data(p["test"], seed + 50_000),
+)
+model = events.small(row)
+fitted = events.fit(model, train, seed, p["steps"], p["lr"], p["batch"])
+metrics = events.evaluate(model, test)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-if scale == "reduced":
-    print(
-        f"{training.trainable(model)[0]:,} parameters trained, {fitted.step} steps of {p['batch']} clips"
-    )
+print(
+    f"{training.trainable(model)[0]:,} parameters trained, {fitted.step} steps of {p['batch']} clips"
+)
 
 # %%
 print({name: round(value, 1) for name, value in metrics.items()})
 
 # %% mystnb={"figure": {"caption": "Twelve test clips: what was to be said per segment (left of each pair) and what was said (right). Grey is background.", "name": "fig-dgsct-localisation"}, "image": {"alt": "Coloured bars of true and predicted labels over the five segments of twelve clips"}}
-if scale == "reduced":
-    from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap
 
-    colours = ListedColormap([*world.COLOURS, "0.85"])
-    with torch.no_grad():
-        said = model.predict(test.images[:12], test.sounds[:12])
-    both = (
-        torch.stack([test.labels[:12], said, torch.full_like(said, 7)], 1)
-        .flatten(0, 1)[:-1]
-        .T.float()
-    )
-    both[both == 7] = float("nan")
-    figure, ax = plt.subplots(figsize=(8, 2))
-    ax.imshow(
-        both, cmap=colours, vmin=0, vmax=6, aspect="auto", interpolation="none"
-    )
-    ax.set(xticks=[], ylabel="segment", xlabel="clips: true, predicted")
-    ax.grid(False)
+colours = ListedColormap([*world.COLOURS, "0.85"])
+with torch.no_grad():
+    said = model.predict(test.images[:12], test.sounds[:12])
+both = (
+    torch.stack([test.labels[:12], said, torch.full_like(said, 7)], 1)
+    .flatten(0, 1)[:-1]
+    .T.float()
+)
+both[both == 7] = float("nan")
+figure, ax = plt.subplots(figsize=(8, 2))
+ax.imshow(both, cmap=colours, vmin=0, vmax=6, aspect="auto", interpolation="none")
+ax.set(xticks=[], ylabel="segment", xlabel="clips: true, predicted")
+ax.grid(False)
 
 # %%
 path = run.save(metrics, curves=fitted.curves)

@@ -146,7 +146,9 @@ def test_every_main_task_trains_from_files_to_its_metric(task, root, monkeypatch
     assert set(out["test"]) >= {protocol.metric}
     assert all(0 <= v <= 100 for v in out["test"].values())
     assert [e for e, _ in out["curves"]["loss"]] == [1, 2]
-    again = full.run(task, protocol=protocol, parts=parts(task), folder=tmp_path / "run")  # nothing left to do
+    again = full.run(
+        task, protocol=protocol, parts=parts(task), folder=tmp_path / "run"
+    )  # nothing left to do
     assert again["curves"] == out["curves"]
 
 
@@ -268,7 +270,9 @@ def test_few_shot_logits_are_the_specification():
 
 def test_few_shot_trains_units_context_and_adapters_only():
     model = few_shot().train()
-    loss = model.loss(model(torch.randn(2, 2, 3, 32, 32), torch.randn(2, 2, 1, 64, 16)), torch.tensor([0, 2]), epoch=1)
+    loss = model.loss(
+        model(torch.randn(2, 2, 3, 32, 32), torch.randn(2, 2, 1, 64, 16)), torch.tensor([0, 2]), epoch=1
+    )
     loss.backward()
     assert model.head.context.grad.abs().sum() > 0
     assert model.head.contrast.weight.grad.abs().sum() > 0
@@ -301,7 +305,9 @@ def test_swin_weights_of_timm():
 
     torch.manual_seed(0)
     kind = timm.models.swin_transformer_v2.SwinTransformerV2
-    theirs = kind(img_size=32, window_size=4, embed_dim=24, depths=(2, 3), num_heads=(2, 4), num_classes=3).eval()
+    theirs = kind(
+        img_size=32, window_size=4, embed_dim=24, depths=(2, 3), num_heads=(2, 4), num_classes=3
+    ).eval()
     ours = swin(depths=[2, 3]).eval()
     checkpoints.load_timm_swinv2(ours.model, theirs.state_dict())
     x = torch.randn(2, 3, 32, 32)

@@ -18,7 +18,7 @@ from companion import records
 from companion.dgsct.masks import AVSHead
 from companion.dgsct.model import PRESETS, DualGuidedEncoder
 from companion.dgsct.tasks import AVEHead, AVQAHead, AVVPHead
-from companion.dgsct.towers import clip_tower, htsat_tower, swinv2_tower
+from companion.dgsct.towers import HTS_AT, clip_tower, htsat_tower, swinv2_tower
 
 HEADS = {"ave": AVEHead, "avvp": AVVPHead, "avqa": AVQAHead, "avs-s4": AVSHead, "avs-ms3": AVSHead}
 VARIANTS = ("dg-sct", "lavish", "late-fusion", "no-spatial", "no-channel", "no-temporal")
@@ -160,50 +160,76 @@ def dry_run(parameters: dict[str, Any]) -> dict[str, Any]:
     """Build the full-size model with random weights and take one training step on random inputs.
 
     Args:
-        parameters: `task`, and optionally `variant`, `segments` and `batch` (default 1 video).
+        parameters: `task`, and optionally `variant`, `segments` (default 10) and `batch` (default 1 video).
+
+    Returns:
+        Counts in millions, frames, seconds of the forward pass, of the backward pass and of the optimiser's step,
+        and peak memory in MiB.
     """
     task, variant = parameters["task"], parameters.get("variant", "dg-sct")
     segments, batch = int(parameters.get("segments", 10)), int(parameters.get("batch", 1))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    encoder, head = build(task, variant)
-    model = nn.ModuleList([encoder] + ([head] if head is not None else [])).to(device)
-    model.train()
-    n = batch * segments
-    clip = head is None
-    images = torch.randn(n, 3, 224 if clip else 192, 224 if clip else 192, device=device)
-    sounds = torch.randn(n, 1, 501 if task.startswith("avs") else 1001, 64, device=device)
-    tuned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(tuned, 1e-4)
-    began = time.perf_counter()
-    with torch.set_grad_enabled(True):
-        loss = _loss(task, encoder, head, images, sounds, batch, segments, device)
+    size = 192 if task in HEADS else 224
+    steps = 501 if task.startswith("avs") else 1001
+    model = step_model(task, variant).to(device).train()
+    images = torch.randn(batch, segments, 3, size, size, device=device)
+    sounds = torch.randn(batch, segments, 1, steps, 64, device=device)
+    example = {"images": images, "sounds": sounds} | targets(task, batch, segments, device)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-4)
+    clock = [_now(device)]
+    loss = model.loss(example, 1)
+    clock.append(_now(device))
     loss.backward()
+    clock.append(_now(device))
     optimizer.step()
+    clock.append(_now(device))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    memory = records.peak_memory()
+    return {"task": task, "variant": variant, "frames": batch * segments, "parameters_m": round(_size(model) / 1e6, 2),
+            "trainable_m": round(trained / 1e6, 2), "trainable_share": round(100 * trained / _size(model), 2),
+            "loss": round(float(loss.detach()), 3), "forward_s": round(clock[1] - clock[0], 2),
+            "backward_s": round(clock[2] - clock[1], 2), "step_s": round(clock[3] - clock[0], 2), "peak_rss_mib": memory["rss_mib"],
+            "peak_device_mib": memory["device_mib"]}  # fmt: skip
+
+
+def _now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
-    sizes = count(task, variant)
-    memory = records.peak_memory()
-    return {"task": task, "variant": variant, "frames": n, "parameters_m": round(sizes["used_total"], 2),
-            "trainable_m": round(sizes["used_trainable"], 2), "trainable_share": round(sizes["used_share"], 2),
-            "step_s": round(seconds, 2), "peak_rss_mib": memory["rss_mib"], "peak_device_mib": memory["device_mib"]}  # fmt: skip
+    return time.perf_counter()
 
 
-def _loss(task, encoder, head, images, sounds, batch, segments, device) -> torch.Tensor:
-    out = encoder(images, sounds)
-    v, a = out.pooled("map")
-    v, a = v.view(batch, segments, -1), a.view(batch, segments, -1)
-    if task == "ave":
-        labels = torch.arange(segments, device=device).remainder(2).mul(28).expand(batch, -1)
-        return head.loss(head(v, a), labels)
+def step_model(task: str, variant: str = "dg-sct") -> nn.Module:
+    """The task's whole model at full size with random weights, with the `loss` of `companion.dgsct.full`."""
+    from companion.dgsct import full
+
+    if task in HEADS:
+        encoder, head = build(task, variant)
+        if task.startswith("avs"):
+            return full.AVSModel(encoder, head, task)
+        return {"ave": full.AVEModel, "avvp": full.AVVPModel, "avqa": full.AVQAModel}[task](encoder, head)
+    from transformers import ClapConfig, ClapModel, CLIPConfig, CLIPModel
+
+    from companion.dgsct.prompts import FewShot
+
+    clip, clap = CLIPModel(CLIPConfig()), ClapModel(ClapConfig(audio_config=HTS_AT))
+    names = torch.full((29, 16), 7)
+    names[:, -1] = clip.config.text_config.eos_token_id
+    heard = {"input_ids": torch.full((29, 12), 7), "attention_mask": torch.ones(29, 12, dtype=torch.long)}
+    model = FewShot(clip, clap, (names, heard), PRESETS[task], "ratio" if task == "zero-shot" else "sum",
+                    units=variant != "late-fusion")  # fmt: skip
+    return full.PromptModel(model, task != "few-shot")
+
+
+def targets(task: str, batch: int, segments: int, device: str) -> dict[str, torch.Tensor]:
+    """Random-enough targets of a task's shapes."""
+    long = {"dtype": torch.long, "device": device}
     if task == "avvp":
-        truth = torch.zeros(batch, 25, device=device)
-        return head.loss(head(v, a, torch.randn(batch, segments, 512, device=device)), truth)
+        return {"weak": torch.zeros(batch, 25, device=device),
+                "motion": torch.randn(batch, segments, 512, device=device)}  # fmt: skip
+    if task.startswith("avs"):
+        return {"masks": torch.rand(batch, 5, 224, 224, device=device) > 0.5}
     if task == "avqa":
-        question = torch.zeros(batch, 14, dtype=torch.long, device=device)
-        answer, match = head(out.visual.view(batch, segments, *out.visual.shape[1:]), a, question)
-        zeros = torch.zeros(batch, segments, dtype=torch.long, device=device)
-        return head.loss(answer, match, zeros[:, 0], zeros)
-    # the masks' decoder and the CLIP heads need more than the last features; their step is the encoder's
-    return v.square().mean() + a.square().mean()
+        return {"question": torch.zeros(batch, 14, **long), "answer": torch.zeros(batch, **long)}
+    labels = torch.arange(segments, device=device).remainder(2).mul(28).expand(batch, -1)
+    return {"labels": labels, "video_label": torch.zeros(batch, **long)}
