@@ -40,18 +40,20 @@ if importlib.util.find_spec("companion") is None:
     )
 
 # %% tags=["parameters"]
-table = "cost"  # the table of papers/dgsct.toml
-row = "ave"  # ave, lavish-star, avvp or avqa
+table = "cost"  # cost (counts), steps (one training step at full size) or speed (one unit against a plain one)
+row = "ave"  # cost and steps: ave, lavish-star, avvp, avqa, avs-s4, ...; speed: stage-1 to stage-4
 column = "total"  # one run fills all columns
-scale = "reduced"  # reduced or full: the same count, which needs no weights, no data and no GPU
+scale = (
+    "reduced"  # reduced (counts only) or full; neither needs weights, data or a GPU
+)
 seed = 0  # counts do not depend on it
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
 # %%
 import matplotlib.pyplot as plt
 
-from companion import plotting, records, tables
-from companion.dgsct import cost
+from companion import plotting, records, tables, training
+from companion.dgsct import cost, plain
 
 plotting.theme()
 cell = tables.cell("dgsct", table, row, column, scale)
@@ -60,15 +62,16 @@ p = run.parameters
 
 # %%
 # NBVAL_CHECK_OUTPUT
-counts = cost.count(p["task"], p["variant"])
-print(
-    f"{row}: {counts['trainable']:.2f} of {counts['total']:.2f} M parameters trained, {counts['share']:.2f} %"
-)
-print(
-    f"without dead parameters: {counts['used_trainable']:.2f} of {counts['used_total']:.2f} M, {counts['used_share']:.2f} %"
-)
-for name, (size, trained) in cost.unused(p["task"]).items():
-    print(f"  dead: {size / 1e6:7.3f} M  {name}{' (trained)' if trained else ''}")
+if table != "speed":
+    counts = cost.count(p["task"], p["variant"])
+    print(
+        f"{row}: {counts['trainable']:.2f} of {counts['total']:.2f} M parameters trained, {counts['share']:.2f} %"
+    )
+    print(
+        f"without dead parameters: {counts['used_trainable']:.2f} of {counts['used_total']:.2f} M, {counts['used_share']:.2f} %"
+    )
+    for name, (size, where) in cost.unused(p["task"]).items():
+        print(f"  dead: {size / 1e6:7.3f} M  {name} ({where})")
 
 # %% [markdown]
 # ## Where the trained parameters are
@@ -82,6 +85,27 @@ ax.barh(list(where), list(where.values()), color=plotting.PALETTE[0])
 ax.set(xlabel="million parameters")
 ax.invert_yaxis()
 
+# %% [markdown]
+# ## One step, and one unit
+#
+# For the table *steps* the whole model is built with random weights and takes one training step. For *speed* one unit
+# of a stage is timed against a plain transcription of the published operations, at equal weights, outputs and
+# gradients, in turn on the same inputs.
+
 # %%
-path = run.save(counts)
+metrics = counts if table == "cost" else {}
+if table == "steps":
+    metrics = {
+        k: v for k, v in cost.dry_run(p).items() if k not in ("task", "variant")
+    }
+if table == "speed":
+    training.seed_everything(seed, threads=1)
+    for side in ("visual", "audio"):
+        one = plain.compare("ave", p["stage"], side, p["frames"], p["repeats"])
+        metrics |= {f"{side}-{k}": v for k, v in one.items()}
+    metrics["apart"] = max(metrics["visual-output"], metrics["audio-output"])
+print({k: v if v is None else round(v, 7) for k, v in metrics.items()})
+
+# %%
+path = run.save(metrics)
 print("recorded:", path.name)
