@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from companion import records, training
-from companion.dgsct import binding, cost, digits, events, metrics, parsing, plain, world
+from companion.dgsct import binding, cost, digits, events, fast, metrics, parsing, plain, world
 from companion.dgsct.masks import TPAVI, AVSHead
-from companion.dgsct.model import PRESETS, CrossModalPrompt
+from companion.dgsct.model import PRESETS, CrossModalPrompt, DualGuidedEncoder
 from companion.dgsct.tasks import AVEHead, AVQAHead, AVVPHead
 from tests.dgsct.test_dgsct_model import busy
 
@@ -374,3 +374,47 @@ def test_unit_equals_the_published_operations(name, training_mode):
         for a, b in zip(ours, theirs, strict=True):
             assert (a is None) == (b is None)
             assert a is None or float((a - b).abs().max()) < 1e-4 * largest
+
+
+@pytest.mark.parametrize("name", ["ave", "avvp", "avqa", "few-shot"])
+@pytest.mark.parametrize("training_mode", [False, True])
+def test_fused_unit_is_the_unit(name, training_mode):
+    for seed in range(2):
+        torch.manual_seed(seed)
+        config = PRESETS[name]
+        u = busy(CrossModalPrompt(36, 64, 64, 96, config)).train(training_mode)
+        fused = fast.FastPrompt(36, 64, 64, 96, config).train(training_mode)
+        fused.load_state_dict(u.state_dict())
+        x, g = torch.randn(20, 36, 64), torch.randn(20, 64, 96)
+        (y, a), (z, b) = u(x, g), fused(x, g)
+        assert (y - z).abs().max() < 2e-5
+        assert (a.pool - b.pool).abs().max() < 1e-6
+        (y.square().sum() + a.pool.sum()).backward()
+        (z.square().sum() + b.pool.sum()).backward()
+        largest = max(float(p.grad.abs().max()) for p in u.parameters() if p.grad is not None)
+        theirs = dict(fused.named_parameters())
+        for key, p in u.named_parameters():
+            if p.grad is not None:
+                assert float((p.grad - theirs[key].grad).abs().max()) < 1e-4 * largest
+
+
+def test_fusing_a_model_keeps_weights_and_outputs():
+    from tests.dgsct.test_dgsct_model import SMALL, towers
+
+    encoder = DualGuidedEncoder(*towers(), SMALL).eval()
+    for group in (encoder.visual_1, encoder.visual_2, encoder.audio_1, encoder.audio_2):
+        for unit in group:
+            busy(unit)
+    images, sounds = torch.randn(3, 3, 32, 32), torch.randn(3, 1, 64, 16)
+    with torch.no_grad():
+        want = encoder(images, sounds)
+        state = encoder.state_dict()
+        fast.fuse(encoder)
+        kinds = [type(u).__name__ for u in encoder.visual_1]
+        assert kinds == ["FastPrompt", "FastPrompt", "FastPrompt"]  # L is 64, then 16; M is 4
+        assert list(encoder.state_dict()) == list(state)
+        got = encoder(images, sounds)
+    assert torch.allclose(got.visual, want.visual, atol=1e-4)
+    assert torch.allclose(got.pool_audio, want.pool_audio, atol=1e-5)
+    with pytest.raises(ValueError, match="fusing needs remap 'conv'"):
+        fast.FastPrompt(36, 64, 64, 96, PRESETS["avs-s4"])
