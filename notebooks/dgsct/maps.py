@@ -77,7 +77,7 @@ fitted = binding.fit(model, before, 0, 300)
 trained, swapped = look(), look("shuffled")
 print({k: round(v, 1) for k, v in binding.evaluate(model, fresh).items()})
 
-# %% mystnb={"figure": {"caption": "The visual pooling map over six frames: before training it is flat, after training it leans to the object that sounds; with another scene's sound it leans to that sound's shape, if it is in view.", "name": "fig-dgsct-maps-visual"}, "image": {"alt": "Three rows of six frames, brightened where the map is large: before training, after training, and with swapped sounds"}}
+# %% mystnb={"figure": {"caption": "The visual pooling map over six frames. After training it leans to the object that sounds for some sounds (ring, square, cross) and is flat for others (the disc's steady tone). With another scene's sound it follows that sound.", "name": "fig-dgsct-maps-visual"}, "image": {"alt": "Three rows of six frames, brightened where the map is large: before training, after training, and with swapped sounds"}}
 figure, axes = plt.subplots(3, 6, figsize=(9.6, 5.2))
 rows = (("before", start), ("after", trained), ("swapped sound", swapped))
 for i, (name, maps) in enumerate(rows):
@@ -94,7 +94,8 @@ for i, (name, maps) in enumerate(rows):
     axes[i, 0].set_ylabel(name)
 
 # %% [markdown]
-# In numbers: the share of the map that lies in the quadrant of the object that sounds (a flat map: 25 %).
+# In numbers: the share of the map that lies in the quadrant of the object that sounds (a flat map: 25 %), over all
+# sounds and for each. A sound whose guide vector leaves the unit's ReLUs silent gives a flat map.
 
 
 # %%
@@ -105,8 +106,17 @@ def mass(maps):
 
 
 print({name: round(mass(maps), 1) for name, maps in rows})
+pool = trained["visual_2"].pool.view(-1, 2, 2, 2, 2).sum((2, 4)).flatten(1)
+share = 100 * pool.gather(1, fresh.place[:, None]).squeeze(1)
+print(
+    "after, by what is heard:",
+    {
+        t: round(float(share[fresh.timbre == k].mean()))
+        for k, t in enumerate(world.TIMBRES)
+    },
+)
 
-# %% mystnb={"figure": {"caption": "The audio units' map over six spectrograms (time upwards in blocks of 16 steps by 4 bands), before and after training. The sound is one second and one source; the label needs all of it, so there is little to select.", "name": "fig-dgsct-maps-audio"}, "image": {"alt": "Two rows of six spectrograms with the audio map as a colour overlay, before and after training"}}
+# %% mystnb={"figure": {"caption": "The audio units' map over six spectrograms (time upwards in blocks of 16 steps by 4 bands), before and after training. It stays flat for steady tones and becomes uneven for noise bursts and chirps; the sound is one source, so there is little to select.", "name": "fig-dgsct-maps-audio"}, "image": {"alt": "Two rows of six spectrograms with the audio map as a colour overlay, before and after training"}}
 figure, axes = plt.subplots(2, 6, figsize=(9.6, 4.2))
 for i, (name, maps) in enumerate(rows[:2]):
     pool = maps["audio_2"].pool
@@ -138,7 +148,7 @@ figure.colorbar(shown, ax=axes, label="times the flat map", shrink=0.8)
 # The channel map $m_c$ says by how much each channel of vision is kept. Averaged over all scenes in which a timbre is
 # heard, minus the mean over all scenes: what a sound changes.
 
-# %% mystnb={"figure": {"caption": "Channel maps of the second visual unit by what is heard, as differences from their mean: before training all sounds are alike, afterwards each sound has channels of its own.", "name": "fig-dgsct-maps-channel"}, "image": {"alt": "Two heat maps of six timbres by 48 channels, nearly empty before training and striped after"}}
+# %% mystnb={"figure": {"caption": "Channel maps of the second visual unit by what is heard, as differences from their mean. They differ before training, because the initialisation is not small; training about doubles the spread.", "name": "fig-dgsct-maps-channel"}, "image": {"alt": "Two heat maps of six timbres by 48 channels, pale before training and strongly coloured after"}}
 figure, axes = plt.subplots(2, 1, figsize=(9, 3.8), sharex=True)
 found = []
 for _name, maps in rows[:2]:

@@ -238,44 +238,39 @@ print(
 # The comparison that is easy to get wrong. Adapters alone add capacity, so DG-SCT must be held against *the same
 # units unguided* (the guide is zeros) and with *another sample's* guide; and the pooling map must be switched
 # separately from the re-weighting inside the layers. Below are the committed runs of the
-# [binding table](binding.ipynb): mean and 95 % interval over seeds.
+# [binding and ablation tables](binding.ipynb): mean and 95 % interval over seeds.
 
-# %% mystnb={"figure": {"caption": "Accuracy on the binding task for each arm, pooled by the unit's map and by the mean, from the committed records.", "name": "fig-dgsct-binding"}, "image": {"alt": "Points with error bars: accuracy of six arms, for two ways of pooling"}}
-table = tables.table("dgsct", "binding")
-found = records.read(records.evidence_folder(), "dgsct", "binding", "reduced")
+# %% mystnb={"figure": {"caption": "Accuracy on the binding task for each arm, pooled by the unit's map and by the mean, from the committed records. Line: guessing among the three visible colours.", "name": "fig-dgsct-binding"}, "image": {"alt": "Points with error bars: accuracy of the arms, for two ways of pooling"}}
+arms = {row.id: row for row in tables.table("dgsct", "ablation").rows}
+found = [
+    r
+    for name in ("binding", "ablation")
+    for r in records.read(records.evidence_folder(), "dgsct", name, "reduced")
+]
+runs = {(r["run"]["row"], r["run"]["seed"]): r["metrics"] for r in found}
+there = [name for name in arms if any(row == name for row, _ in runs)]
+# Student's t for 95 %, by number of seeds
+t95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 series = {}
-for column in table.columns:
+for pooling in ("map", "mean"):
     points = []
-    for k, row in enumerate(table.rows):
-        values = [
-            r["metrics"]["accuracy"]
-            for r in found
-            if (r["run"]["row"], r["run"]["column"]) == (row.id, column.id)
-        ]
-        if values:
-            values = torch.tensor(values)
-            # Student's t for 95 %, 1 to 4 degrees of freedom
-            t95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(
-                len(values), float("nan")
-            )
-            points.append(
-                (
-                    k,
-                    float(values.mean()),
-                    t95 * float(values.std()) / len(values) ** 0.5
-                    if len(values) > 1
-                    else float("nan"),
-                )
-            )
-    if points:
-        series[column.title] = points
-ax = plotting.intervals(series, y="accuracy (%)") if series else plt.subplots()[1]
+    for k, name in enumerate(there):
+        values = torch.tensor(
+            [m[pooling] for (row, _), m in runs.items() if row == name]
+        )
+        half = float("nan")
+        if len(values) in t95:
+            half = t95[len(values)] * float(values.std()) / len(values) ** 0.5
+        points.append((k, float(values.mean()), half))
+    series[f"pooled by {pooling}"] = points
+figure, ax = plt.subplots(figsize=(8, 3.6))
+plotting.intervals(series, y="accuracy (%)", ax=ax)
+for line in ax.lines:
+    line.set_linestyle("none")
 ax.axhline(100 / 3, color="0.5", linewidth=1)
-ax.set_xticks(
-    range(len(table.rows)), [row.id for row in table.rows], rotation=20, fontsize=8
-)
+ax.set_xticks(range(len(there)), there, rotation=25, ha="right", fontsize=9)
 for name, points in series.items():
-    print(name, {table.rows[k].id: round(mean, 1) for k, mean, _ in points})
+    print(name, {there[k]: round(mean, 1) for k, mean, _ in points})
 
 # %% [markdown]
 # Read it in this order. (i) *DG-SCT by the map* against *unguided by the map*: what guidance is worth. (ii) *DG-SCT by
@@ -283,6 +278,7 @@ for name, points in series.items():
 # (iii) *no-reweighting* keeps the guided map and sets $\alpha=\beta=0$: what re-weighting adds to the map.
 # In this task the gain comes from the guided pooling map. That is a statement about two small encoders with one
 # prompted layer each and a label that is nothing but binding; it does not say what happens at full size.
+# [What the method sees](maps.ipynb) draws the maps.
 #
 # ## 6. What the paper says, what the code does
 #
@@ -327,4 +323,4 @@ for name, points in series.items():
 #
 # </details>
 #
-# Next: [the binding table](binding.ipynb), [event localisation](localisation.ipynb), [pre-training](pretraining.ipynb), [what full size costs](cost.ipynb).
+# Next: [what the method sees](maps.ipynb), [the binding table](binding.ipynb), [event localisation](localisation.ipynb), [the other tasks](tasks.ipynb), [digits](digits.ipynb), [what full size costs](cost.ipynb).
