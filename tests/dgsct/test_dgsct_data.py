@@ -28,6 +28,8 @@ def test_ave_reader(tmp_path):
     first, second = data.read_ave(file)
     assert first.segments().tolist() == [28, 28, 2, 2, 2, 28, 28, 28, 28, 28]
     assert second.label == data.AVE_CLASSES.index("Bus")
+    (never,) = data.read_ave(write(tmp_path / "zero.txt", "Church bell&z&good&0&0\n"))
+    assert set(never.segments().tolist()) == {28}
 
 
 @pytest.mark.parametrize(("line", "message"), [
@@ -52,6 +54,12 @@ def test_llp_readers(tmp_path):
     assert np.flatnonzero(data.read_llp_weak(weak)["a"]).tolist() == [0, 3]
     dense = write(tmp_path / "d.csv", "filename\tonset\toffset\tevent_labels\na\t0\t2\tDog\na\t8\t10\tDog\n")
     assert data.read_llp_dense(dense)["a"][3].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 1, 1]
+    # six published lines end where, or before, they begin: they mark no second
+    dense = write(tmp_path / "e.csv", "filename\tonset\toffset\tevent_labels\na\t9\t0\tDog\na\t4\t4\tCat\n")
+    assert data.read_llp_dense(dense)["a"].sum() == 0
+    assert list(
+        data.few_shot_llp({"a": np.eye(25)[3], "b": np.eye(25)[3], "c": np.eye(25)[:2].sum(0)}, 1)
+    ) == ["a"]
     with pytest.raises(ValueError, match="expected filename, event_labels by tabs"):
         data.read_llp_weak(write(tmp_path / "x.csv", "filename,event_labels\na,Dog\n"))
     with pytest.raises(ValueError, match="outside"):
