@@ -164,11 +164,11 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("where", ["encoder", "cross"])
+@pytest.mark.parametrize("where", ["encoder", "decoder", "cross"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_equals_item_by_item(beams, where):
     """Beams are expanded, prefixes are not: a batch must give what its items give alone."""
-    model = captioner(where=where)
+    model = captioner(where=where, layers="all")
     ids, mask, rule, _ = batch()
     options = {"num_beams": beams, "max_new_tokens": 6, "do_sample": False}
     together = model.generate(ids, mask, **rule, **options)
@@ -181,8 +181,48 @@ def test_generation_equals_item_by_item(beams, where):
         assert (together[b, n:] == 1).all()
 
 
-def test_greedy_generation_is_the_argmax_of_forward():
-    model = captioner()
+@pytest.mark.parametrize("mode", ["mlp_kv", "proj_hidden"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_empty_and_masked_decoder_prefix_are_plain_bart_and_the_encoder_never_changes(attention, mode):
+    model = captioner(where="decoder", layers="all", attention=attention, mode=mode)
+    ids, mask, rule, labels = batch()
+    wanted = model.bart(input_ids=ids, attention_mask=mask, labels=labels).logits
+    masked = rule | {"rule_mask": torch.zeros_like(rule["rule_mask"])}
+    for inputs in ({}, masked, {k: v[:, :0] for k, v in rule.items()}):
+        torch.testing.assert_close(model(ids, mask, labels, **inputs).logits, wanted, rtol=1e-6,
+                                   atol=1e-6 * float(wanted.abs().max()))  # fmt: skip
+    assert (model(ids, mask, labels, **rule).logits - wanted).abs().max() > 1e-2
+    assert torch.equal(model.encode(ids, mask, **rule)[0], model.encode(ids, mask)[0])
+
+
+def test_decoder_prefix_leaves_no_trace_and_stays_causal():
+    model = captioner(where="decoder", layers="all")
+    ids, mask, rule, labels = batch()
+    model.generate(ids, mask, **rule, num_beams=2, max_new_tokens=3)
+    assert all(layer.self_attn.held is None for layer in model.bart.model.decoder.layers)
+    later = labels.clone()
+    later[:, 3:] = 7  # what comes later must not change what is said now
+    one, two = (model(ids, mask, decoder_input_ids=x, **rule).logits[:, :3] for x in (labels, later))
+    torch.testing.assert_close(one, two)
+
+
+def test_pefts_prefix_never_reaches_the_encoder():
+    """Why the package has its own prefixes: peft's come in through the decoder's cache, and know no sample."""
+    peft = pytest.importorskip("peft")
+    bart = bold(random_bart(**SIZES)).eval()
+    ids, mask, _, labels = batch()
+    plain = bart(input_ids=ids, attention_mask=mask, labels=labels)
+    theirs = peft.get_peft_model(bart, peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4)).eval()
+    bold(theirs.prompt_encoder)
+    out = theirs(input_ids=ids, attention_mask=mask, labels=labels)
+    assert torch.equal(out.encoder_last_hidden_state, plain.encoder_last_hidden_state)
+    assert not torch.allclose(out.logits, plain.logits)
+    assert list(theirs.prompt_encoder.default.embedding.weight.shape)[0] == 4  # one table for all inputs
+
+
+@pytest.mark.parametrize("where", ["encoder", "decoder"])
+def test_greedy_generation_is_the_argmax_of_forward(where):
+    model = captioner(where=where, layers="all")
     ids, mask, rule, _ = batch()
     out = model.generate(ids, mask, **rule, num_beams=1, max_new_tokens=5, do_sample=False)
     logits = model(ids, mask, decoder_input_ids=out[:, :-1], **rule).logits
@@ -230,6 +270,26 @@ def test_images_come_first_and_count_as_positions():
     assert not torch.allclose(states, other)
 
 
+def test_one_image_vector_becomes_twenty_positions():
+    """ClipCap's mapper: w -> wn/2 -> wn, then to BART's width."""
+    model = captioner(image_width=6, image_tokens=20, mapper="clipcap")
+    assert [tuple(m.weight.shape) for m in model.visual.modules() if isinstance(m, torch.nn.Linear)] == [
+        (60, 6), (120, 60), (16, 6)]  # fmt: skip
+    ids, mask, rule, _ = batch()
+    image = torch.randn(3, 1, 6, generator=torch.Generator().manual_seed(4))
+    states, seen = model.encode(ids, mask, image=image, **rule)
+    assert states.shape == (3, 29, 16)
+    assert seen.sum(1).tolist() == [29, 26, 29]
+    with pytest.raises(ValueError, match="takes one vector per image; 2 were given"):
+        model.encode(ids, mask, image=torch.zeros(3, 2, 6))
+
+
+def test_half_precision_captions():
+    model = captioner().to(torch.bfloat16)
+    ids, mask, rule, _ = batch()
+    assert model.generate(ids, mask, **rule, num_beams=2, max_new_tokens=4).shape[0] == 3
+
+
 def test_constant_prefix_sees_no_rule():
     model = captioner(source="constant", max_length=7)
     ids, mask, rule, labels = batch()
@@ -264,6 +324,10 @@ def test_bad_inputs_get_one_sentence():
         model.encode(long, torch.ones_like(long))
     with pytest.raises(ValueError, match="image_width = 0"):
         model.encode(ids, mask, image=torch.zeros(3, 2, 5))
+    with pytest.raises(ValueError, match="image mapper is 'mlp'"):
+        RulePrefixConfig(mapper="mlp")
+    with pytest.raises(ValueError, match="choose encoder or decoder or cross"):
+        RulePrefixConfig(where="both")
     with pytest.raises(ValueError, match="prefix mode is 'kv'"):
         RulePrefixConfig(mode="kv")
     with pytest.raises(ValueError, match="choose all or prefix"):

@@ -16,8 +16,9 @@ has the same network for sample-dependent "control codes").
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ from transformers.models.bart.modeling_bart import (
 )
 
 MODES = ("mlp_kv", "proj_hidden")
-PLACES = ("encoder", "cross")
+PLACES = ("encoder", "decoder", "cross")
+MAPPERS = ("vectors", "clipcap")
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,12 @@ class RulePrefixConfig:
 
     `layers`: "last3", "first2", "all", "none" or a list such as "0,2" of encoder layers, counted from 0.
     `mode`: "mlp_kv" (the network makes keys and values, prefix-tuning's way) or "proj_hidden" (it makes hidden
-    states that go through the layer's own key and value projections). `where`: "encoder", or "cross", which hands
-    the rule's vectors to the decoder's cross-attention instead (a comparison of ours).
+    states that go through the layer's own key and value projections). `where`: "encoder"; or, as comparisons of
+    ours, "decoder" (prefixes of the decoder's self-attention, `layers` then counts decoder layers) or "cross" (the
+    rule's vectors stand among the states that the decoder's cross-attention reads).
     `source`: "rule", or "constant" for a learned prefix of `max_length` vectors that sees no rule.
+    `mapper`: "vectors" maps each of `image_tokens` image vectors to one input position; "clipcap" maps one vector
+    per image to `image_tokens` positions (Mokady et al., 2021; VACNIC's size is 20).
     """
 
     layers: str = "last3"  # 𝓛
@@ -59,6 +64,7 @@ class RulePrefixConfig:
     source: str = "rule"
     image_width: int = 0  # width of image vectors; 0 for none
     image_tokens: int = 0
+    mapper: str = "vectors"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -67,6 +73,8 @@ class RulePrefixConfig:
             raise ValueError(f"prefix place is {self.where!r}; choose {' or '.join(PLACES)}")
         if self.source not in ("rule", "constant"):
             raise ValueError(f"prefix source is {self.source!r}; choose rule or constant")
+        if self.mapper not in MAPPERS:
+            raise ValueError(f"image mapper is {self.mapper!r}; choose {' or '.join(MAPPERS)}")
 
 
 def chosen_layers(spec: str, count: int) -> tuple[int, ...]:
@@ -117,44 +125,50 @@ class Prefix:
 class RuleAttention(BartAttention):
     """BART's self-attention that also looks at a prefix, handed to it as the keyword `rule_prefix`.
 
-    It owns the same parameters under the same names as `BartAttention`, so checkpoints stay plain BART ones, and
-    it keeps no state between calls: beams, threads and gradient checkpointing need no care.
+    It owns the same parameters under the same names as `BartAttention`, so checkpoints stay plain BART ones. In the
+    encoder it keeps no state between calls: beams, threads and gradient checkpointing need no care. In the decoder,
+    `generate` passes no keyword of ours on, so `RuleBart.generate` leaves the prefix in `held` meanwhile.
     """
 
+    held: dict[int, Prefix] | None = None
+
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None,
-                rule_prefix: dict[int, Prefix] | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """hidden_states [B, T, d] -> ([B, T, d], attention weights [B, H, T, p + T] or None)."""
-        prefix = (rule_prefix or {}).get(self.layer_idx)
+                rule_prefix: dict[int, Prefix] | None = None, past_key_values: Any = None,
+                **kwargs: Any) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """hidden_states [B, T, d] -> ([B, T, d], attention weights [B, H, T, p + S] or None); S: T and what is cached."""
+        prefix = (rule_prefix or self.held or {}).get(self.layer_idx)
         if prefix is None:
-            return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
-        B, T, _ = hidden_states.shape
-
-        def heads(x: Tensor) -> Tensor:  # [B, n, d] -> [B, H, n, e]
-            return x.view(B, -1, self.num_heads, self.head_dim).transpose(1, 2)
-
-        q = self.q_proj(hidden_states)
-        if prefix.hidden:
-            both = torch.cat([prefix.key, hidden_states], 1)
-            k, v = self.k_proj(both), self.v_proj(both)
-        else:
-            k = torch.cat([prefix.key, self.k_proj(hidden_states)], 1)
-            v = torch.cat([prefix.value, self.v_proj(hidden_states)], 1)
+            return super().forward(hidden_states, attention_mask=attention_mask, past_key_values=past_key_values,
+                                   **kwargs)  # fmt: skip
         kind = self.config._attn_implementation
         if kind not in ("eager", "sdpa"):
             raise ValueError(f"attention is {kind!r}; rule prefixes work with eager and sdpa")
+        B, T, _ = hidden_states.shape
+
+        def heads(x: Tensor) -> Tensor:  # [B, n, d] -> [B, H, n, e]
+            return x.view(len(x), -1, self.num_heads, self.head_dim).transpose(1, 2)
+
+        q, k, v = (heads(f(hidden_states)) for f in (self.q_proj, self.k_proj, self.v_proj))
+        if past_key_values is not None:  # decoding word by word: the prefix stays out of the cache
+            k, v = past_key_values.self_attention_cache.update(k, v, self.layer_idx)
+        pk, pv = (self.k_proj(prefix.key), self.v_proj(prefix.key)) if prefix.hidden else (prefix.key, prefix.value)
+        beams = B // len(pk)  # beams of an item stand next to each other and share its prefix
+        pk, pv, seen = (x.repeat_interleave(beams, 0) for x in (pk, pv, prefix.mask))
+        mask = self._mask(seen, attention_mask, q, k.shape[2])
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
-        out, weights = attend(self, heads(q), heads(k), heads(v), self._mask(prefix.mask, attention_mask, q),
+        out, weights = attend(self, q, torch.cat([heads(pk), k], 2), torch.cat([heads(pv), v], 2), mask,
                               dropout=self.dropout if self.training else 0.0, scaling=self.scaling, **kwargs)  # fmt: skip
         return self.out_proj(out.reshape(B, T, -1).contiguous()), weights
 
-    def _mask(self, prefix: Tensor, article: Tensor | None, q: Tensor) -> Tensor:
-        """The mask over p + T keys in the form that the attention in use wants: added (eager) or boolean (sdpa)."""
-        B, T, _ = q.shape
+    def _mask(self, prefix: Tensor, article: Tensor | None, q: Tensor, keys: int) -> Tensor:
+        """The mask over p + S keys in the form that the attention in use wants: added (eager) or boolean (sdpa)."""
+        B, T = q.shape[0], q.shape[2]
         rule = prefix[:, None, None, :].expand(B, 1, T, prefix.shape[1])
         if article is None:
-            seen = torch.ones(B, 1, T, T, dtype=torch.bool, device=q.device)
+            seen = torch.ones(T, keys, dtype=torch.bool, device=q.device)
+            seen = (seen.tril(keys - T) if self.is_causal else seen).expand(B, 1, T, keys)
         else:
-            seen = article.expand(B, 1, T, T)
+            seen = article.expand(B, 1, T, keys)
         if seen.dtype == torch.bool and self.config._attn_implementation == "sdpa":
             return torch.cat([rule, seen], -1)
         low = torch.finfo(q.dtype).min
@@ -167,10 +181,11 @@ class RuleAttention(BartAttention):
         return torch.cat([added(rule), added(seen)], -1)
 
 
-def inject(bart: BartForConditionalGeneration, layers: Sequence[int]) -> None:
-    """Let the named encoder layers of `bart` take prefixes. Parameters and checkpoints stay as they are."""
+def inject(bart: BartForConditionalGeneration, layers: Sequence[int], where: str = "encoder") -> None:
+    """Let the named layers of `bart`'s encoder (or decoder) take prefixes. Parameters and checkpoints stay as they are."""
+    stack = bart.model.encoder if where == "encoder" else bart.model.decoder
     for k in layers:
-        attention = bart.model.encoder.layers[k].self_attn
+        attention = stack.layers[k].self_attn
         # the class changes, the object stays: no parameter is renamed, tied or copied
         attention.__class__ = RuleAttention
         attention.layer_idx = k
@@ -234,6 +249,24 @@ class RuleEncoder(nn.Module):
 # --- the captioner -----------------------------------------------------------------------------------
 
 
+class ClipCap(nn.Module):
+    """One image vector [B, 1, w] -> n input positions [B, n, d]: Linear(w, wn/2), Tanh, Linear(wn/2, wn), and
+    Linear(w, d) where BART is wider or narrower than the image vector (spec 2.8; VACNIC's mapper)."""
+
+    def __init__(self, width: int, tokens: int, out: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.mlp = nn.Sequential(
+            nn.Linear(width, width * tokens // 2), nn.Tanh(), nn.Linear(width * tokens // 2, width * tokens)
+        )
+        self.out = nn.Linear(width, out) if out != width else nn.Identity()
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.shape[1] != 1:
+            raise ValueError(f"this captioner takes one vector per image; {image.shape[1]} were given")
+        return self.out(self.mlp(image[:, 0]).view(len(image), self.tokens, -1))
+
+
 class RuleBart(nn.Module):
     """BART that writes a caption from image vectors, an article and a rule.
 
@@ -247,14 +280,15 @@ class RuleBart(nn.Module):
         self.bart, self.config = bart, config
         width = bart.config.d_model
         count = len(bart.model.encoder.layers)
-        self.layers = chosen_layers(config.layers, count) if config.where == "encoder" else ()
-        inject(bart, self.layers)
+        if config.where == "decoder":
+            count = len(bart.model.decoder.layers)
+        self.layers = chosen_layers(config.layers, count) if config.where != "cross" else ()
+        inject(bart, self.layers, config.where)
         self.rule = RuleEncoder(config, width, self.layers)
         self.visual = None
         if config.image_width:
-            self.visual = nn.Sequential(
-                nn.Linear(config.image_width, width), nn.Tanh(), nn.Linear(width, width)
-            )
+            self.visual = ClipCap(config.image_width, config.image_tokens, width) if config.mapper == "clipcap" else (
+                nn.Sequential(nn.Linear(config.image_width, width), nn.Tanh(), nn.Linear(width, width)))  # fmt: skip
             self.visual_position = nn.Parameter(torch.randn(config.image_tokens, width) * 0.02)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor, rule_ids: Tensor | None = None,
@@ -264,8 +298,16 @@ class RuleBart(nn.Module):
 
         input_ids, attention_mask: [B, T]; rule_ids, rule_slots, rule_mask: [B, p] or None for no rule;
         image: [B, n, image_width] or None -> ([B, n + T, d], [B, n + T]).
+
+        Raises ValueError for more positions than BART has, and for an image where none is expected.
         """
-        encoder = self.bart.model.encoder
+        return self._encode(input_ids, attention_mask, rule_ids, rule_slots, rule_mask, image)[:2]
+
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor, rule_ids: Tensor | None = None,
+                rule_slots: Tensor | None = None, rule_mask: Tensor | None = None,
+                image: Tensor | None = None) -> tuple[Tensor, Tensor, dict[int, Prefix]]:  # fmt: skip
+        """`encode`, and the prefixes that the decoder takes (none unless `where="decoder"`)."""
+        encoder, where = self.bart.model.encoder, self.config.where
         embedded = encoder.embed_tokens(input_ids)
         if image is not None:
             if self.visual is None:
@@ -283,29 +325,42 @@ class RuleBart(nn.Module):
                 rule_ids = input_ids[:, :1]
                 rule_slots, rule_mask = torch.zeros_like(rule_ids), torch.ones_like(rule_ids)
             prefixes, out = self.rule(encoder.embed_tokens(rule_ids), rule_slots, rule_mask)
-        states = encoder(
-            inputs_embeds=embedded, attention_mask=attention_mask, rule_prefix=prefixes
-        ).last_hidden_state
-        if out is not None and self.config.where == "cross":
+        states = encoder(inputs_embeds=embedded, attention_mask=attention_mask,
+                         rule_prefix=prefixes if where == "encoder" else None).last_hidden_state  # fmt: skip
+        if out is not None and where == "cross":
             states = torch.cat([out.to(states.dtype), states], 1)
             extra = rule_mask if out.shape[1] == rule_mask.shape[1] else out.new_ones(out.shape[:2])
             attention_mask = torch.cat([extra.to(attention_mask.dtype), attention_mask], 1)
-        return states, attention_mask
+        return states, attention_mask, prefixes if where == "decoder" else {}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None,
                 decoder_input_ids: Tensor | None = None, **inputs: Tensor | None) -> Seq2SeqLMOutput:  # fmt: skip
         """Caption loss (when `labels` [B, Y] are given, -100 is ignored) and logits [B, Y, V]."""
-        states, mask = self.encode(input_ids, attention_mask, **inputs)
+        states, mask, prefixes = self._encode(input_ids, attention_mask, **inputs)
+        more = {"rule_prefix": prefixes} if prefixes else {}
         return self.bart(encoder_outputs=BaseModelOutput(states), attention_mask=mask, labels=labels,
-                         decoder_input_ids=decoder_input_ids, use_cache=False)  # fmt: skip
+                         decoder_input_ids=decoder_input_ids, use_cache=False, **more)  # fmt: skip
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor, rule_ids: Tensor | None = None,
                  rule_slots: Tensor | None = None, rule_mask: Tensor | None = None, image: Tensor | None = None,
                  **options: Any) -> Tensor:  # fmt: skip
         """Token ids of captions. The encoder runs once; `options` go to transformers' `generate` (beams, ...)."""
-        states, mask = self.encode(input_ids, attention_mask, rule_ids, rule_slots, rule_mask, image)
-        return self.bart.generate(encoder_outputs=BaseModelOutput(states), attention_mask=mask, **options)
+        states, mask, prefixes = self._encode(input_ids, attention_mask, rule_ids, rule_slots, rule_mask, image)
+        with self._holding(prefixes):
+            return self.bart.generate(encoder_outputs=BaseModelOutput(states), attention_mask=mask, **options)
+
+    @contextlib.contextmanager
+    def _holding(self, prefixes: dict[int, Prefix]) -> Iterator[None]:
+        """Leave `prefixes` in the decoder's attentions, and take them away again."""
+        held = [self.bart.model.decoder.layers[k].self_attn for k in prefixes]
+        for attention in held:
+            attention.held = prefixes
+        try:
+            yield
+        finally:
+            for attention in held:
+                attention.held = None
 
     def train_only(self, what: str) -> RuleBart:
         """Choose what trains: "all", or "prefix" (BART frozen; rule encoder and image mapper train)."""
