@@ -1,10 +1,13 @@
 """Readers on small files in exactly the public formats, written here; contexts against the published loops."""
 
+import gzip
 import json
+import struct
 
 import pytest
 
 from companion.newscap import data as d
+from companion.newscap import mongodump
 
 
 def write(path, content):
@@ -65,13 +68,84 @@ ARTICLE = {"_id": {"$oid": "5d"}, "headline": {"main": "Head line"}, "web_url": 
            "pub_date": "2019-05-03T00:00:00Z", "image_positions": [2, 5], "parsed_section": SECTIONS}  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["lines", "array", "parquet"])
+# Every BSON type that a dump can hold, written by pymongo 4.20's bson.encode.
+GOLDEN = bytes.fromhex(
+    "e3000000075f6964005d2f3a1b9c8e7f6a5b4c3d2e01640033333333333314400273000700000068c3a96c6c6f00037375620017000000026d61"
+    "696e000500000048656164000a6e000004610025000000023000020000007800103100010000000432000d000000083000010831000000000562"
+    "00020000000000010974004039ac7d6a010000106900f9ffffff126c0000000000000100000b7200616200690013646563000f00000000000000"
+    "0000000000003e300d636f6465000400000066282900117473000200000001000000ff6d696e00096f6c640018fcffffffffffff00")  # fmt: skip
+
+
+def bson(thing):
+    """A document of text, whole numbers, documents and lists as BSON."""
+    out = b""
+    for key, value in thing.items():
+        name = key.encode() + b"\0"
+        if isinstance(value, bool):
+            out += b"\x08" + name + bytes([value])
+        elif isinstance(value, int):
+            out += b"\x10" + name + struct.pack("<i", value)
+        elif isinstance(value, str):
+            text = value.encode() + b"\0"
+            out += b"\x02" + name + struct.pack("<i", len(text)) + text
+        elif isinstance(value, list):
+            out += b"\x04" + name + bson({str(k): v for k, v in enumerate(value)})
+        else:
+            out += b"\x03" + name + bson(value)
+    return struct.pack("<i", len(out) + 5) + out + b"\0"
+
+
+def archive(blocks):
+    """mongodump's archive: magic, metadata, then blocks of (collection, documents), each ended by -1."""
+    end = struct.pack("<i", -1)
+    out = struct.pack("<I", 0x8199E26D) + bson({"concurrent_collections": 4, "version": "0.1"})
+    out += b"".join(bson({"db": "nytimes", "collection": c, "metadata": "{}"}) for c in ("articles", "objects")) + end
+    for collection, documents in blocks:
+        header = bson({"db": "nytimes", "collection": collection, "EOF": not documents, "CRC": 0})
+        out += header + b"".join(map(bson, documents)) + end
+    return out
+
+
+def test_bson_of_every_type(tmp_path):
+    (tmp_path / "one.bson").write_bytes(GOLDEN * 2)
+    one, two = mongodump.read_dump(tmp_path / "one.bson")
+    assert one == two
+    assert one == {
+        "_id": "5d2f3a1b9c8e7f6a5b4c3d2e", "d": 5.05, "s": "héllo", "sub": {"main": "Head", "n": None},
+        "a": ["x", 1, [True, False]], "b": b"\x00\x01", "t": "2019-05-03T12:30:00", "i": -7, "l": 2**40, "r": "ab",
+        "dec": bytes([15]) + bytes(13) + b">0", "code": "f()", "ts": 2**32 + 2, "min": None,
+        "old": "1969-12-31T23:59:59"}  # fmt: skip
+
+
+def test_archives_with_collections_taking_turns(tmp_path):
+    blocks = [("articles", [{"_id": "a"}]), ("objects", [{"_id": "o"}]), ("articles", [{"_id": "b"}, {"_id": "c"}]),
+              ("objects", []), ("articles", [])]  # fmt: skip
+    (tmp_path / "plain.archive").write_bytes(archive(blocks))
+    (tmp_path / "packed.gz").write_bytes(gzip.compress(archive(blocks)))
+    for name in ("plain.archive", "packed.gz"):
+        assert [x["_id"] for x in mongodump.read_dump(tmp_path / name)] == ["a", "b", "c"]
+    assert [x["_id"] for x in mongodump.read_dump(tmp_path / "packed.gz", "objects")] == ["o"]
+
+
+def test_dumps_that_are_none_or_cut_off(tmp_path):
+    whole = gzip.compress(archive([("articles", [{"_id": "a", "text": "x" * 4000}])]))
+    for name, content, message in (("a.gz", b"no dump at all", "is not a MongoDB dump"),
+                                   ("b.bson", GOLDEN[:-3], "ends in the middle of a document"),
+                                   ("c.gz", whole[:-20], "ends in the middle of its gzip stream"),
+                                   ("d.bson", GOLDEN.replace(b"\x10i\0", b"\x20i\0"), "type 0x20 is not known")):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(d.DataError, match=message):
+            list(d.documents(tmp_path / name))
+
+
+@pytest.mark.parametrize("form", ["lines", "array", "parquet", "dump"])
 def test_nytimes_in_each_export(tmp_path, form):
     foreign = ARTICLE | {"language": "es"}
-    path = (
-        tmp_path / {"lines": "articles.jsonl", "array": "articles.json", "parquet": "articles.parquet"}[form]
-    )
-    if form == "lines":
+    path = tmp_path / {"lines": "articles.jsonl", "array": "articles.json", "parquet": "articles.parquet",
+                       "dump": "nytimes-2020-04-21.gz"}[form]  # fmt: skip
+    if form == "dump":
+        path.write_bytes(gzip.compress(archive([("articles", [ARTICLE, foreign]), ("objects", [{"_id": "h7"}])])))
+    elif form == "lines":
         write(path, "\n".join(json.dumps(a) for a in (ARTICLE, foreign)) + "\n")
     elif form == "array":
         write(path, [ARTICLE, foreign])
@@ -88,7 +162,34 @@ def test_nytimes_in_each_export(tmp_path, form):
     assert items[0].headline == "Head line"
     assert items[0].text.split("\n") == ["p0 first", "p1 a", "p3 b", "p4 c", "p6 d"]
     assert items[0].image.endswith("images_processed/h7.jpg")
+    assert items[0].context.startswith("Head line\np0 first\np1 a")  # one line break, as published
     assert list(d.nytimes(path, tmp_path, "train")) == []
+
+
+def test_nytimes_counts_the_headline_and_leaves_captions_as_they_are(tmp_path):
+    sections = [SECTIONS[0], SECTIONS[1], section("caption", " [Left] Ana <b> ", hash="h"), *SECTIONS[3:5]]
+    write(tmp_path / "a.json", [ARTICLE | {"parsed_section": sections, "image_positions": [2]}])
+    (item,) = d.nytimes(tmp_path / "a.json", tmp_path, most=4)
+    assert item.text.split("\n") == ["p0 first", "p1 a", "p3 b"]  # headline 2, then both sides of one round
+    assert item.caption == "[Left] Ana <b>"
+    (plain,) = d.nytimes(tmp_path / "a.json", tmp_path, located=False, most=5)
+    assert plain.text.split("\n") == ["p0 first", "p1 a"]
+
+
+def test_items_without_image_or_caption_are_left_out_on_request(tmp_path):
+    (tmp_path / "h7.jpg").write_bytes(b"")
+    train = ARTICLE | {"pub_date": "2018-01-01", "parsed_section": [*SECTIONS[:5], section("caption", " ", hash="h8"),
+                                                                    SECTIONS[6]]}  # fmt: skip
+    write(tmp_path / "a.json", [train])
+    with pytest.raises(d.DataError, match="section 5 has no caption; training items need one"):
+        list(d.nytimes(tmp_path / "a.json", tmp_path))
+    assert [i.id for i in d.nytimes(tmp_path / "a.json", tmp_path, missing="skip")] == ["h7"]
+    with pytest.raises(ValueError, match="missing is 'drop'; choose refuse or skip"):
+        list(d.nytimes(tmp_path / "a.json", tmp_path, missing="drop"))
+    write(tmp_path / "b.json", [ARTICLE])
+    dropped = []
+    assert [i.id for i in d.usable(d.nytimes(tmp_path / "b.json", tmp_path), dropped)] == ["h7"]
+    assert dropped == ["h8"]
 
 
 def test_splits_by_date():
@@ -104,6 +205,15 @@ def test_visualnews(tmp_path):
                                     "image_path": "origin/bbc/images/1.jpg", "article_path": "origin/bbc/articles/1.txt"}])  # fmt: skip
     (item,) = d.visualnews(tmp_path)
     assert (item.id, item.text, item.caption) == ("1", "Some article text", "A caption")
+    write(tmp_path / "data.json", [{"id": k, "caption": "A caption", "topic": "world", "source": "bbc", "image_path": "i.jpg",
+                                    "article_path": f"./{'x/../' * (k // 2)}origin/bbc/articles/1.txt"} for k in range(200)])  # fmt: skip
+    for part in ("origin", "x"):
+        (tmp_path / part).mkdir(exist_ok=True)
+    parts = {s: [i.id for i in d.visualnews(tmp_path, s)] for s in d.SPLITS}
+    assert sorted(map(int, sum(parts.values(), []))) == list(range(200))
+    assert all(str(int(k) ^ 1) in part for part in parts.values() for k in part)  # one article, one split
+    assert len(parts["train"]) > 150
+    assert parts["test"]
     write(tmp_path / "data.json", [{"id": 1, "caption": "c", "image_path": "i", "article_path": "gone.txt"}])
     with pytest.raises(d.DataError, match=r"article file .* is not there"):
         list(d.visualnews(tmp_path))

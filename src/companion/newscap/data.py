@@ -1,13 +1,14 @@
 """Readers of the public news sets in their real formats, as `Article` items; nothing here holds an article.
 
 GoodNews (`captioning_dataset.json` with `img_splits.json`), NYTimes800k (the `articles` collection of
-transform-and-tell's database, exported as JSON lines, a JSON array or Parquet), VisualNews (`data.json` beside its
-article files), and your own JSON lines. Context follows transform-and-tell: the first 500 words, or for NYTimes800k
-the paragraphs around the image.
+transform-and-tell's database: its dump as it is, or exported as JSON lines, a JSON array or Parquet), VisualNews
+(`data.json` beside its article files), and your own JSON lines. Context follows transform-and-tell: the first 500
+words, or for NYTimes800k the paragraphs around the image.
 """
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import re
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from companion.newscap import mongodump
 
 SPLITS = ("train", "valid", "test")
 
@@ -29,11 +32,12 @@ class Article:
     text: str  # body, or the context around the image
     caption: str = ""
     split: str = ""
+    joint: str = "\n\n"  # between headline and text (transform-and-tell: one line break for NYTimes800k)
 
     @property
     def context(self) -> str:
         """Headline and text as the model reads them."""
-        return f"{self.headline}\n\n{self.text}".strip()
+        return f"{self.headline}{self.joint}{self.text}".strip()
 
 
 class DataError(ValueError):
@@ -61,10 +65,23 @@ def first_words(text: str, most: int = 500) -> str:
     return " ".join(text.strip().split(" ")[:most])
 
 
-def need_caption(caption: Any, where: str, split: str) -> str:
+def need_caption(caption: Any, where: str, split: str, clean: Callable[[str], str] = clean_caption) -> str:
+    """The cleaned caption. Raises DataError where a training item has none."""
+    if caption is None and split != "train":
+        return ""
     if not isinstance(caption, str) or (not caption.strip() and split == "train"):
         raise DataError(f"{where} has no caption; training items need one")
-    return clean_caption(caption)
+    return clean(caption)
+
+
+def usable(items: Iterable[Article], dropped: list[str] | None = None) -> Iterator[Article]:
+    """Items with a caption and an image file that is there, as transform-and-tell takes them; ids of the others
+    are appended to `dropped`."""
+    for item in items:
+        if item.caption and Path(item.image).is_file():
+            yield item
+        elif dropped is not None:
+            dropped.append(item.id)
 
 
 # --- GoodNews ----------------------------------------------------------------------------------------
@@ -161,12 +178,18 @@ def context_plain(sections: Iterable[Mapping[str, Any]], headline: str = "", mos
 
 
 def documents(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Documents of an export: `.jsonl`/`.json` (lines or one array, as mongoexport writes) or `.parquet`."""
+    """Documents of an export: `.jsonl`/`.json` (lines or one array, as mongoexport writes), `.parquet`, or a dump
+    (`.gz` or `.archive` of `mongodump --archive`, `.bson`)."""
     path = Path(path)
     if not path.is_file():
-        raise DataError(
-            f"{path} is not there; export the collection with: mongoexport --db nytimes --collection articles"
-        )
+        raise DataError(f"{path} is not there; give the dump (nytimes-2020-04-21.gz), or export the collection with: "
+                        "mongoexport --db nytimes --collection articles")  # fmt: skip
+    if mongodump.is_dump(path):
+        try:
+            yield from mongodump.read_dump(path)
+        except mongodump.DumpError as error:
+            raise DataError(str(error)) from None
+        return
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -188,11 +211,18 @@ def documents(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def nytimes(path: str | Path, images: str | Path, split: str | None = None, *, located: bool = True, most: int = 510,
-            count: Callable[[str], int] = words) -> Iterator[Article]:  # fmt: skip
-    """Items of NYTimes800k from an export of its `articles`; images are `images/<hash>.jpg`.
+            count: Callable[[str], int] = words, missing: str = "refuse") -> Iterator[Article]:  # fmt: skip
+    """Items of NYTimes800k from its dump or an export of its `articles`; images are `images/<hash>.jpg`.
 
     Splits are by date: train before May 2019, valid in May 2019, test after. Only English articles are read.
+    `count` counts tokens (transform-and-tell: those of RoBERTa; `corpus.read_set` passes BART's). `missing`: what
+    happens to an image without a caption, "refuse" or "skip" (as published).
+
+    Raises:
+        DataError: for a file, an article or a training caption that is not there or not in the format.
     """
+    if missing not in ("refuse", "skip"):
+        raise ValueError(f"missing is {missing!r}; choose refuse or skip")
     for document in documents(path):
         if document.get("language", "en") != "en":
             continue
@@ -201,28 +231,24 @@ def nytimes(path: str | Path, images: str | Path, split: str | None = None, *, l
             continue
         try:
             sections, positions = document["parsed_section"], document["image_positions"]
-            headline = (document.get("headline") or {}).get("main") or ""
+            headline = ((document.get("headline") or {}).get("main") or "").strip()
         except KeyError as error:
             raise DataError(f"{path}: article {document.get('_id')} has no {error}") from None
         for k in positions:
-            section = sections[k]
+            section = sections[k] if 0 <= k < len(sections) else {}
             where = f"{path}: article {document.get('_id')}, section {k}"
-            caption = need_caption(section.get("text"), where, mine)
-            text = (
-                context_around(sections, k, "", most, count)
-                if located
-                else context_plain(sections, "", most, count)
-            )
+            if missing == "skip" and not (section.get("text") or "").strip():
+                continue
+            caption = need_caption(section.get("text"), where, mine, str.strip)
+            whole = (context_around(sections, k, headline, most, count) if located
+                     else context_plain(sections, headline, most, count))  # fmt: skip
+            text = whole.removeprefix(headline).lstrip("\n")  # the headline counts, but is kept apart
             if not text.strip():
                 raise DataError(f"{where}: the article is empty")
-            yield Article(
-                str(section["hash"]),
-                str(Path(images) / f"{section['hash']}.jpg"),
-                headline,
-                text,
-                caption,
-                mine,
-            )
+            if not section.get("hash"):
+                raise DataError(f"{where} has no hash, which names its image file")
+            yield Article(section["hash"], str(Path(images) / f"{section['hash']}.jpg"), headline, text, caption, mine,
+                          "\n")  # fmt: skip
 
 
 def split_by_date(date: Any) -> str:
@@ -236,10 +262,10 @@ def split_by_date(date: Any) -> str:
 # --- VisualNews and your own -------------------------------------------------------------------------
 
 
-def visualnews(folder: str | Path, most_words: int = 500) -> Iterator[Article]:
+def visualnews(folder: str | Path, split: str | None = None, most_words: int = 500) -> Iterator[Article]:
     """Items of VisualNews: `data.json` lists id, caption, topic, source, image_path and article_path (a text file).
 
-    The set comes without splits; draw them by article, with a seed.
+    The set comes without splits. Here an article's name decides (5 % valid, 5 % test), so that no article is in two.
     """
     folder = Path(folder)
     for part in load_json(folder / "data.json"):
@@ -248,14 +274,17 @@ def visualnews(folder: str | Path, most_words: int = 500) -> Iterator[Article]:
             image, caption = str(folder / part["image_path"]), part["caption"]
         except (KeyError, TypeError) as error:
             raise DataError(f"{folder / 'data.json'}: an item lacks {error}") from None
+        share = int(hashlib.sha256(part["article_path"].encode()).hexdigest()[:8], 16) % 100
+        mine = "test" if share < 5 else "valid" if share < 10 else "train"
+        if split and mine != split:
+            continue
         if not text_path.is_file():
             raise DataError(f"{where}: article file {text_path} is not there")
         text = text_path.read_text(encoding="utf-8")
         if not text.strip():
             raise DataError(f"{where}: the article is empty")
-        yield Article(
-            str(part["id"]), image, "", first_words(text, most_words), need_caption(caption, where, "train")
-        )
+        yield Article(str(part["id"]), image, "", first_words(text, most_words),
+                      need_caption(caption, where, "train"), mine)  # fmt: skip
 
 
 def own(path: str | Path, *, training: bool = True) -> Iterator[Article]:
