@@ -44,19 +44,18 @@ if importlib.util.find_spec("companion") is None:
 table = "conditions"  # conditions or layers, tables of papers/newscap.toml
 row = "rule-prefix"  # conditions: img, constant, rule-text, rule-prefix (and more at real); layers: last3, first1, ...
 column = "all"  # any column; one run fills all of them
-scale = "reduced"  # reduced (half a minute) or real (minutes; the recorded, longer training), both on a CPU
+scale = "reduced"  # reduced (some seconds of training) or real (the recorded, longer training), both on a CPU
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
 # %%
 from companion import plotting, records, tables, training
-from companion.newscap import reduced, world
+from companion.newscap import reduced
 
 plotting.theme()
 cell = tables.cell("newscap", table, row, column, scale)
 run = records.Run(cell, seed, record_dir)
 p = run.parameters
-condition, config = reduced.recipe(p)
 training.seed_everything(seed, threads=1)
 
 # %% [markdown]
@@ -66,35 +65,22 @@ training.seed_everything(seed, threads=1)
 # coats off the image, the article says who wears which coat, and each role takes the name that fits best.
 
 # %%
-items = {
-    "train": world.make("train", p["train"], seed),
-    "test": world.make("test", p["test"], seed),
-}
-stage = reduced.situations()
-rules = {name: reduced.predicted_rules(part, stage) for name, part in items.items()}
-images = {name: reduced.image_vectors(part, stage) for name, part in items.items()}
-taught = reduced.with_errors(rules["train"], items["train"], p["errors"], seed)
+work = reduced.study(p["train"], p["test"], seed, p["tier"])
+items, rules, images = (
+    part["test"] for part in (work.items, work.rules, work.images)
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-one = items["test"][0]
-print(one.article)
-print(rules["test"][0])
-print(one.caption)
+print(items[0].article)
+print(rules[0])
+print(items[0].caption)
 
 # %% [markdown]
 # ## Training
 
 # %%
-data = reduced.tensors(items["train"], taught, images["train"], condition, seed)
-training.seed_everything(seed, threads=1)
-captioner = reduced.Captioner(reduced.pretrained(), condition)
-folder = training.cache_folder(
-    "newscap-captioner", condition, config, p["batch"], p["train"], seed
-)
-fitted = reduced.fit_captioner(
-    captioner, data, config, p["batch"], seed, folder=folder, title=row
-)
+captioner, fitted = reduced.trained(work, p, seed, row)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -109,37 +95,29 @@ print(
 # %% [markdown]
 # ## Test
 #
-# First with the predicted rule. Then the same trained model with other rules: the gold one, another item's, and
-# rules with front-end errors put in on purpose (a wrong verb in 10 or 30 % of them, people swapped in as many).
+# First with the predicted rule. Then the same trained model with the gold rule, and with another item's. The audit asks
+# for every name of a caption whether the rule, only the article, or nothing supports it.
 
 
 # %%
 def captions(given):
     return captioner.captions(
-        reduced.tensors(items["test"], given, images["test"], condition, seed)
+        reduced.tensors(items, given, images, captioner.condition, seed)
     )
 
 
-said = captions(rules["test"])
-outcome = reduced.scores(said, items["test"], seed)
-gold = [reduced.gold_rule(item) for item in items["test"]]
-others = {
-    "oracle": gold,
-    "shuffled": reduced.other_items_rules(rules["test"], seed),
-    "wrong10": reduced.with_errors(rules["test"], items["test"], 0.1, seed),
-    "wrong30": reduced.with_errors(rules["test"], items["test"], 0.3, seed),
-}
+said = captions(rules)
+outcome = reduced.scores(said, items, seed) | reduced.supported(said, items, rules)
+gold = [reduced.gold_rule(item) for item in items]
+others = {"oracle": gold, "shuffled": reduced.other_items_rules(rules, seed)}
 for name, given in others.items():
-    outcome[name] = 100 * float(
-        reduced.slot_hits(captions(given), items["test"])["all"].mean()
-    )
-agree = sum(str(a) == str(b) for a, b in zip(rules["test"], gold, strict=True))
+    hits = reduced.slot_hits(captions(given), items)
+    outcome[name] = 100 * float(hits["all"].mean())
+agree = sum(str(a) == str(b) for a, b in zip(rules, gold, strict=True))
 outcome["rule_right"] = 100 * agree / len(gold)
 
 # %%
-for item, rule, caption in list(
-    zip(items["test"], rules["test"], said, strict=True)
-)[:4]:
+for item, rule, caption in list(zip(items, rules, said, strict=True))[:4]:
     print("rule   ", rule)
     print("says   ", caption)
     print("truth  ", item.caption, "\n")
@@ -155,8 +133,6 @@ axes = plotting.curves(
 # ## Record
 
 # %%
-path = run.save(
-    outcome, curves=fitted.curves, data=[[i.article for i in items["test"]], images["test"]],
-    notes={"captions": said[:20], "training_seconds": fitted.seconds},
-)  # fmt: skip
+path = run.save(outcome, curves=fitted.curves, data=[[i.article for i in items], images],
+                notes={"captions": said[:20], "training_seconds": fitted.seconds})  # fmt: skip
 print({k: round(v, 1) for k, v in outcome.items() if v is not None})

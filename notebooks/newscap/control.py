@@ -16,8 +16,12 @@
 # # Rule-driven captioning: control
 #
 # The paper's second promise: the caption follows *designated* rules. One run of this notebook takes the trained
-# captioner of a **row**, edits one element of every test item's rule (image and article stay as they are), and
-# counts two things: does the caption **obey** the edit, and do the other parts stay **stable**?
+# captioner of a **row** and asks two things.
+#
+# 1. One element of every test item's rule is edited (image and article stay as they are). Does the caption **obey** the
+#    edit, and do the other parts stay **stable**? (table "control")
+# 2. The rules get worse on purpose. A caption that obeys a wrong rule is wrong: how do accuracy and obedience part?
+#    (table "steering", which also compares the encoder prefix with the same rule as decoder prefix and as text)
 
 # %% tags=["hide-input"]
 # Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.
@@ -40,10 +44,10 @@ if importlib.util.find_spec("companion") is None:
     )
 
 # %% tags=["parameters"]
-table = "control"  # the table of papers/newscap.toml
-row = "rule-prefix"  # rule-prefix; at real also rule-text and rule-noisy
-column = "obey_verb"  # any column; one run fills all of them
-scale = "reduced"  # reduced (half a minute) or real (minutes; the recorded, longer training), both on a CPU
+table = "control"  # control or steering, tables of papers/newscap.toml
+row = "rule-prefix"  # rule-prefix; at real also rule-text, rule-noisy, rule-decoder, rule-cross and more
+column = "all"  # any column; one run fills all of them
+scale = "reduced"  # reduced (some seconds of training) or real (the recorded, longer training), both on a CPU
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
@@ -51,13 +55,12 @@ record_dir = ""  # folder for the record; empty: runs/ of the checkout
 import pandas as pd
 
 from companion import plotting, records, tables, training
-from companion.newscap import reduced, world
+from companion.newscap import reduced
 
 plotting.theme()
 cell = tables.cell("newscap", table, row, column, scale)
 run = records.Run(cell, seed, record_dir)
 p = run.parameters
-condition, config = reduced.recipe(p)
 training.seed_everything(seed, threads=1)
 
 # %% [markdown]
@@ -66,69 +69,69 @@ training.seed_everything(seed, threads=1)
 # The same training as in the table "conditions"; a run of that row and seed is found in the cache and not repeated.
 
 # %%
-items = {
-    "train": world.make("train", p["train"], seed),
-    "test": world.make("test", p["test"], seed),
-}
-stage = reduced.situations()
-rules = {name: reduced.predicted_rules(part, stage) for name, part in items.items()}
-images = {name: reduced.image_vectors(part, stage) for name, part in items.items()}
-taught = reduced.with_errors(rules["train"], items["train"], p["errors"], seed)
-data = reduced.tensors(items["train"], taught, images["train"], condition, seed)
-training.seed_everything(seed, threads=1)
-captioner = reduced.Captioner(reduced.pretrained(), condition)
-folder = training.cache_folder(
-    "newscap-captioner", condition, config, p["batch"], p["train"], seed
+work = reduced.study(p["train"], p["test"], seed, p["tier"])
+items, rules, images = (
+    part["test"] for part in (work.items, work.rules, work.images)
 )
-fitted = reduced.fit_captioner(
-    captioner, data, config, p["batch"], seed, folder=folder, title=row
-)
+captioner, fitted = reduced.trained(work, p, seed, row)
+plain = training.trainable(captioner.core.bart)[1]
+added = training.trainable(captioner.core.rule)[1] if captioner.core.layers or p["rule"] == "cross" else 0  # fmt: skip
 
 # %% [markdown]
 # ## One item, six edits
 #
 # The last two edits are different in kind. A *deleted* role asks for nothing in particular. A name from *outside* the
-# article can hardly appear: the decoder never sees the rule, it sees article states that the rule has marked.
+# article can hardly appear with an encoder prefix: the decoder never sees the rule, it sees article states that the
+# rule has marked.
 
 # %%
-item, rule = items["test"][0], rules["test"][0]
-rows = [{"edit": "none", "rule": str(rule), "given": rule}]
+rows = [{"edit": "none", "given": rules[0]}]
 for kind in reduced.EDITS:
-    changed, _ = reduced.edited(
-        rule, item, kind, reduced.np.random.default_rng(seed)
-    )
-    rows.append({"edit": kind, "rule": str(changed), "given": changed})
-one = [item] * len(rows)
-seen = images["test"][:1].expand(len(rows), -1, -1)
+    changed = reduced.edited(rules[0], items[0], kind, reduced.np.random.default_rng(seed))[0]  # fmt: skip
+    rows.append({"edit": kind, "given": changed})
+given = [r["given"] for r in rows]
 said = captioner.captions(
-    reduced.tensors(one, [r.pop("given") for r in rows], seen, condition, seed)
-)
-for r, caption in zip(rows, said, strict=True):
-    r["caption"] = caption
+    reduced.tensors([items[0]] * len(rows), given, images[:1].expand(len(rows), -1, -1), captioner.condition, seed)
+)  # fmt: skip
+rows = [{"edit": r["edit"], "rule": str(r["given"]), "caption": c} for r, c in zip(rows, said, strict=True)]  # fmt: skip
 pd.DataFrame(rows).style.hide(axis="index")
 
 # %% [markdown]
-# ## All items
+# ## All items, each edit
 
 # %%
-outcome = reduced.control(
-    captioner, items["test"], rules["test"], images["test"], seed
-)
+outcome = {"added": added} | reduced.control(captioner, items, rules, images, seed)
 
 # %% mystnb={"figure": {"caption": "Obedience and stability per kind of edit, of this run.", "name": "fig-newscap-control"}, "image": {"alt": "Bars: share of captions that obey the edit and share whose other parts stay, for six kinds of edit"}}
 frame = pd.DataFrame({"obeys": {k: outcome[f"obey_{k}"] for k in reduced.EDITS},
                       "stable": {k: outcome[f"stable_{k}"] for k in reduced.EDITS}})  # fmt: skip
 axes = frame.plot.bar(
-    rot=0,
-    ylim=(0, 105),
-    ylabel="% of test captions",
-    title=f"{row}: one element of the rule edited",
+    rot=0, ylim=(0, 105), ylabel="% of test captions", xlabel="element edited"
 )
+axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2)
+
+# %% [markdown]
+# ## Rules that get worse
+#
+# A share of the test rules gets a wrong verb, and the same share has its people swapped. What a captioner that is
+# blindly obedient loses is exactly what its rules lose.
+
+# %%
+shares = (0.0, 0.1, 0.3, 0.5)
+outcome |= reduced.worse_rules(captioner, work, seed, shares)
+
+# %% mystnb={"figure": {"caption": "Accuracy and obedience against the share of errors in the test rules, of this run. Where the caption obeys, accuracy falls as the rules do.", "name": "fig-newscap-quality"}, "image": {"alt": "Three lines over the share of errors: rules that are still right, captions that are right, captions that say what their rule says"}}
+names = {"rule": "rule still right", "right": "caption right", "obeys": "caption obeys its rule"}  # fmt: skip
+axes = plotting.curves(
+    {title: [[100 * q, outcome[f"{name}_{100 * q:.0f}"]] for q in shares] for name, title in names.items()},
+    x="errors put into the rules (%)", y="% of test items",
+)  # fmt: skip
+axes.set_ylim(0, 105)
 
 # %% [markdown]
 # ## Record
 
 # %%
-path = run.save(outcome, curves=fitted.curves, data=[[i.article for i in items["test"]], images["test"]],
+path = run.save(outcome, curves=fitted.curves, data=[[i.article for i in items], images],
                 notes={"example": rows, "training_seconds": fitted.seconds})  # fmt: skip
 print({k: round(v, 1) for k, v in outcome.items()})

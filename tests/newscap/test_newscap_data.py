@@ -1,7 +1,9 @@
 """Readers on small files in exactly the public formats, written here; contexts against the published loops."""
 
+import functools
 import gzip
 import json
+import operator
 import struct
 
 import pytest
@@ -99,7 +101,10 @@ def archive(blocks):
     """mongodump's archive: magic, metadata, then blocks of (collection, documents), each ended by -1."""
     end = struct.pack("<i", -1)
     out = struct.pack("<I", 0x8199E26D) + bson({"concurrent_collections": 4, "version": "0.1"})
-    out += b"".join(bson({"db": "nytimes", "collection": c, "metadata": "{}"}) for c in ("articles", "objects")) + end
+    out += (
+        b"".join(bson({"db": "nytimes", "collection": c, "metadata": "{}"}) for c in ("articles", "objects"))
+        + end
+    )
     for collection, documents in blocks:
         header = bson({"db": "nytimes", "collection": collection, "EOF": not documents, "CRC": 0})
         out += header + b"".join(map(bson, documents)) + end
@@ -144,7 +149,9 @@ def test_nytimes_in_each_export(tmp_path, form):
     path = tmp_path / {"lines": "articles.jsonl", "array": "articles.json", "parquet": "articles.parquet",
                        "dump": "nytimes-2020-04-21.gz"}[form]  # fmt: skip
     if form == "dump":
-        path.write_bytes(gzip.compress(archive([("articles", [ARTICLE, foreign]), ("objects", [{"_id": "h7"}])])))
+        path.write_bytes(
+            gzip.compress(archive([("articles", [ARTICLE, foreign]), ("objects", [{"_id": "h7"}])]))
+        )
     elif form == "lines":
         write(path, "\n".join(json.dumps(a) for a in (ARTICLE, foreign)) + "\n")
     elif form == "array":
@@ -210,7 +217,7 @@ def test_visualnews(tmp_path):
     for part in ("origin", "x"):
         (tmp_path / part).mkdir(exist_ok=True)
     parts = {s: [i.id for i in d.visualnews(tmp_path, s)] for s in d.SPLITS}
-    assert sorted(map(int, sum(parts.values(), []))) == list(range(200))
+    assert sorted(map(int, functools.reduce(operator.iadd, parts.values(), []))) == list(range(200))
     assert all(str(int(k) ^ 1) in part for part in parts.values() for k in part)  # one article, one split
     assert len(parts["train"]) > 150
     assert parts["test"]

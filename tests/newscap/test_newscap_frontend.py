@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from companion.newscap import audit, world
 from companion.newscap import frontend as f
-from companion.newscap import world
 from companion.newscap.data import DataError
 from companion.newscap.pipeline import NewsCaptioner, spell_batch
 from companion.newscap.rule import MARKERS, Entity, Frames, Rule, RuleError
@@ -46,7 +46,10 @@ def test_contrastive_loss_is_cross_entropy_both_ways_and_ignores_twins():
         twin, (F.cross_entropy(masked, target) + F.cross_entropy(masked.T, target)) / 2
     )
     # hard negatives only make the image's task harder
-    assert f.contrastive_loss(image, text, ["a", "b", "c"], scale, torch.randn(3, 2, 4, generator=g)) > wanted
+    hard = torch.randn(3, 2, 4, generator=g)
+    assert f.contrastive_loss(image, text, ["a", "b", "c"], scale, hard) > wanted
+    nowhere = torch.zeros(3, 2, dtype=torch.bool)
+    torch.testing.assert_close(f.contrastive_loss(image, text, ["a", "b", "c"], scale, hard, nowhere), wanted)
 
 
 def test_coformer_input_is_centred_on_zeros():
@@ -81,6 +84,84 @@ def test_any_network_with_coformers_outputs_is_a_situation_stage():
     assert seen.boxes["agent"] == pytest.approx((80.0, 30.0, 120.0, 70.0), abs=1e-3)
     with pytest.raises(ValueError, match="scores 2 verbs but 3 verbs are listed"):
         f.CoFormerSituations(network, [*verbs, "speaking"], nouns)(Image.new("RGB", (20, 10)))
+
+
+CHECKOUT = {
+    "models/__init__.py": "from .net import build\n\ndef build_model(args):\n    return build(args)\n",
+    "models/net.py": """
+import torch
+from util.misc import one
+
+class Net(torch.nn.Module):
+    def __init__(self, args):
+        super().__init__()
+        self.order, self.nouns = args.vidx_ridx, args.num_noun_classes
+        self.verb = torch.nn.Parameter(torch.zeros(len(args.idx_to_verb)))
+
+    def forward(self, samples, targets=None, inference=False):
+        if not inference:
+            return targets[0]  # like the original: without targets it cannot run
+        n = len(samples)
+        noun = torch.zeros(n, 6, self.nouns)
+        noun[:, 0, 2], noun[:, 1, 1] = 1.0, 1.0
+        return {"pred_verb": self.verb.expand(n, -1), "pred_noun_3": noun, "pred_bbox": torch.full((n, 6, 4), 0.5),
+                "pred_bbox_conf": torch.full((n, 6, 1), -float(one))}
+
+def build(args):
+    assert args.hidden_dim == 512 and args.inference
+    return Net(args), None
+""",
+    "util/__init__.py": "",
+    "util/misc.py": "one = 1\n",
+    "SWiG/SWiG_jsons/verb_indices.txt": "marching\nhugging\n",
+    "SWiG/SWiG_jsons/role_indices.txt": "agent\nhugged\nplace\n",
+    "SWiG/SWiG_jsons/train_classes.csv": "Pad,0\noov,1\nn10787470,2\n",
+    "SWiG/SWiG_jsons/imsitu_space.json": """{"verbs": {
+        "marching": {"abstract": "AGENT marches at PLACE", "order": ["agent", "place"], "roles": {"agent": {"def": "a"},
+                     "place": {"def": "p"}}},
+        "hugging": {"abstract": "AGENT hugs HUGGED at PLACE", "order": ["agent", "hugged", "place"],
+                    "roles": {"agent": {"def": "a"}, "hugged": {"def": "h"}, "place": {"def": "p"}}}},
+        "nouns": {"n10787470": {"gloss": ["woman", "adult female"], "def": "an adult"}}}""",
+}
+
+
+def test_coformer_from_a_checkout_and_a_checkpoint(tmp_path):
+    """A checkout in CoFormer's layout (models.build_model, SWiG_jsons) and a checkpoint as its training saves it."""
+    import sys
+
+    for name, text in CHECKOUT.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    torch.save(
+        {"model": {"verb": torch.tensor([0.0, 3.0])}, "epoch": 39}, tmp_path / "CoFormer_checkpoint.pth"
+    )
+    stage = f.CoFormerSituations.from_checkout(tmp_path, tmp_path / "CoFormer_checkpoint.pth")
+    seen = stage(np.zeros((20, 30, 3), np.uint8))
+    assert (seen.verb, dict(seen.nouns)) == ("hugging", {"agent": "woman"})  # "oov" and "Pad" are no nouns
+    assert seen.boxes == {}
+    assert stage.frames.sentence("hugging") == "AGENT hugs HUGGED at PLACE"
+    assert str(tmp_path) not in sys.path
+    assert "models.net" not in sys.modules
+    torch.save({"model": {"verb": torch.zeros(5)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="does not fit the network"):
+        f.CoFormerSituations.from_checkout(tmp_path, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="give a checkout of"):
+        f.CoFormerSituations.from_checkout(tmp_path / "none", tmp_path / "other.pth")
+
+
+def test_the_worlds_stage_says_where_the_people_are():
+    """Boxes lie on the two figures, the agent's on the side from which the arm comes."""
+    from companion.newscap import reduced
+
+    stage = reduced.situations()
+    for item in world.make("test", 30, seed=11):
+        seen = stage(item.image)
+        action = world.BY_VERB[item.verb]
+        a, o = seen.boxes[action.agent], seen.boxes[action.other]
+        assert {round(a[0]), round(o[0])} == {5, 33}
+        arm = item.image[27 + round(a[1]) - 14 - 2, 16 if a[0] < 20 else 31].astype(int)
+        assert np.abs(arm - world.COLOURS[item.people[item.agent]]).max() < 40
+        assert all(30 > box[3] - box[1] > 24 and box[2] - box[0] == 10 for box in (a, o))
 
 
 def test_class_lists(tmp_path):
@@ -152,9 +233,22 @@ def test_each_stage_can_be_replaced():
     assert str(low.rule) == "hugging(agent = Leo Park, hugged = Ana Torres, place = Corvo)"
 
 
-def test_audit_names_what_nothing_supports():
-    got = news(writer=lambda i, a, r: "Ana Torres at Corvo").caption(PICTURE, "Leo Park spoke.")
-    assert got.unsupported("Leo Park spoke.", NAMES) == ["Ana Torres", "Corvo"]
+def test_audit_says_what_supports_each_name():
+    names = f.GazetteerNames(
+        {"Ana Torres": "PER", "Torres": "PER", "Leo Park": "PER", "Park": "PER", "Corvo": "LOC"}
+    )
+    rule = Rule("hugging", {"agent": (ANA,)})
+    got = news(writer=lambda i, a, r: "Torres met Leo Park at Corvo").caption(
+        PICTURE, "Leo Park spoke.", rule=rule
+    )
+    assert [(s.text, s.by, s.role) for s in got.audit("Leo Park spoke.", names)] == [
+        ("Torres", "rule", "agent"), ("Leo Park", "article", ""), ("Corvo", "nothing", "")]  # fmt: skip
+    assert [s.by for s in audit.audit("Park", "Mr Parker spoke", None, names)] == [
+        "nothing"
+    ]  # whole words only
+    every = [got.audit("Leo Park spoke.", names), audit.audit("Ana Torres", "", rule, names)]
+    assert audit.shares(every) == {"rule": 50.0, "article": 25.0, "nothing": 25.0}
+    assert audit.shares([[]]) == {"rule": None, "article": None, "nothing": None}
 
 
 def test_articles_without_names_or_text(tmp_path):

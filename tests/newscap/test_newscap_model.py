@@ -212,12 +212,14 @@ def test_pefts_prefix_never_reaches_the_encoder():
     bart = bold(random_bart(**SIZES)).eval()
     ids, mask, _, labels = batch()
     plain = bart(input_ids=ids, attention_mask=mask, labels=labels)
-    theirs = peft.get_peft_model(bart, peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4)).eval()
+    theirs = peft.get_peft_model(
+        bart, peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4)
+    ).eval()
     bold(theirs.prompt_encoder)
     out = theirs(input_ids=ids, attention_mask=mask, labels=labels)
     assert torch.equal(out.encoder_last_hidden_state, plain.encoder_last_hidden_state)
     assert not torch.allclose(out.logits, plain.logits)
-    assert list(theirs.prompt_encoder.default.embedding.weight.shape)[0] == 4  # one table for all inputs
+    assert len(theirs.prompt_encoder.default.embedding.weight) == 4  # one table for all inputs
 
 
 @pytest.mark.parametrize("where", ["encoder", "decoder"])

@@ -107,13 +107,52 @@ def test_slot_hits_and_bootstrap():
     assert high == pytest.approx(87.5, abs=2)
 
 
-def test_audit():
+def test_audit_of_captions():
     item, rule = ITEMS[0], GOLD[0]
     outsider = next(n for n in world.names("train") if n not in item.people)
     bystander = list(item.people)[2]
-    caption = f"{item.agent} hugs {outsider} and {bystander} ."
-    found = dict(reduced.supported(caption, item.article, rule, reduced.gazetteer()))
-    assert found == {item.agent: "rule", outsider: "nothing", bystander: "article"}
+    caption = f"{item.agent} hugs {outsider} and {bystander} at {item.place} ."
+    found = reduced.supported([caption], [item], [rule])
+    assert found == {"from_rule": 50.0, "from_article": 25.0, "from_nothing": 25.0}
+
+
+def test_a_caption_states_its_rule_or_not():
+    item, rule = ITEMS[0], GOLD[0]
+    assert reduced.states(item.caption, rule)
+    agent, other = reduced.two_roles(rule.verb)
+    assert not reduced.states(item.caption, rule.edit(swap=(agent, other)))
+    assert not reduced.states(item.caption, rule.edit(verb=next(v for v in world.BY_VERB if v != rule.verb)))
+    assert not reduced.states("nothing", rule)
+
+
+class Perfect:
+    """A captioner that obeys its rule, or (`blind=False`) writes the truth whatever the rule says."""
+
+    condition = reduced.Condition(rule="text")
+
+    def __init__(self, blind, items, given):
+        self.blind, self.items, self.given = blind, items, given
+
+    def captions(self, data, beams=1):
+        text = [reduced.tokenizer().decode(row.tolist(), skip_special_tokens=False) for row in data.article]
+        out = []
+        for line, item in zip(text, self.items, strict=True):
+            rule = Rule.parse(line[line.index("<rule>") : line.index("</rule>") + len("</rule>")])
+            out.append(obeys(rule)(item) if self.blind else item.caption)
+        return out
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_accuracy_and_obedience_part_as_rules_get_worse(blind):
+    work = reduced.Study({"test": ITEMS}, {"test": GOLD}, {"test": torch.zeros(len(ITEMS), 10, 64)})
+    found = reduced.worse_rules(Perfect(blind, ITEMS, GOLD), work, 0)
+    assert found["right_0"] == found["obeys_0"] == found["rule_0"] == 100.0
+    assert "overruled_0" not in found
+    for q in ("10", "30", "50"):
+        assert found[f"rule_{q}"] < 100
+        assert found[f"obeys_{q}"] == (100.0 if blind else found[f"rule_{q}"])
+        assert found[f"right_{q}"] == (found[f"rule_{q}"] if blind else 100.0)
+        assert found[f"overruled_{q}"] == (0.0 if blind else 100.0)
 
 
 def test_the_committed_situation_network_reads_the_test_pictures():
@@ -146,7 +185,8 @@ def test_weights_round_trip(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("rule", "extra"), [("none", 0), ("prefix", 1), ("cross", 1), ("constant", 1), ("text", 0)]
+    ("rule", "extra"),
+    [("none", 0), ("prefix", 1), ("decoder", 1), ("cross", 1), ("constant", 1), ("text", 0)],
 )
 def test_every_condition_trains_a_step(rule, extra):
     condition = reduced.Condition(rule=rule, auxiliary=rule == "none")

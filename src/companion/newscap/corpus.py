@@ -18,17 +18,48 @@ from companion import datasets, training
 from companion.newscap import data, frontend
 from companion.newscap.model import RuleBart
 from companion.newscap.pipeline import NewsCaptioner, spell_batch
-from companion.newscap.rule import MARKERS, Rule, RuleError
+from companion.newscap.rule import MARKERS, Rule, RuleError, role_class
+
+NYTIMES = ("articles.jsonl", "articles.json", "articles.parquet", "articles.bson", "nytimes-2020-04-21.gz")
 
 
-def read_set(name: str, split: str) -> list[data.Article]:
-    """Items of a split of "goodnews" or "nytimes" below COMPANION_DATA. Raises DataMissing with what to get."""
+def read_set(name: str, split: str, count: Callable[[str], int] = data.words) -> list[data.Article]:
+    """Items of a split of "goodnews", "nytimes" or "visualnews" below COMPANION_DATA, those with caption and image.
+
+    `count` counts the tokens of a text (NYTimes800k's context is cut by tokens). Raises DataMissing, with what to get.
+    """
     if name == "goodnews":
-        return list(data.goodnews(datasets.find("goodnews/captioning_dataset.json").parent, split))
-    if name == "nytimes":
-        path = datasets.find("nytimes800k/articles.jsonl")
-        return list(data.nytimes(path, path.parent / "images_processed", split))
-    raise ValueError(f"set is {name!r}; choose goodnews, nytimes or newsworld")
+        found = data.goodnews(datasets.find("goodnews/captioning_dataset.json").parent, split)
+    elif name == "nytimes":
+        base = datasets.data_folder()
+        path = next(
+            (base / "nytimes800k" / n for n in NYTIMES if base and (base / "nytimes800k" / n).is_file()), None
+        )
+        path = path or datasets.find(f"nytimes800k/{NYTIMES[-1]}")
+        found = data.nytimes(path, path.parent / "images_processed", split, count=count, missing="skip")
+    elif name == "visualnews":
+        found = data.visualnews(datasets.find("visualnews/data.json").parent, split)
+    else:
+        raise ValueError(f"set is {name!r}; choose goodnews, nytimes, visualnews or newsworld")
+    dropped: list[str] = []
+    items = list(data.usable(found, dropped))
+    if dropped:
+        print(f"{name}, {split}: {len(dropped)} items have no caption or no image file and are left out")
+    return items
+
+
+def clip_pairs(items: Sequence[data.Article], names: frontend.Names) -> list[tuple[str, str, list[str]]]:
+    """Pairs for `ClipMatcher.fit`: (image, a name of caption and article, the article's names that the caption lacks).
+
+    Use training items only: the caption is read.
+    """
+    found = []
+    for item in items:
+        said = {e.text for e in names(item.caption)}
+        known = [e.text for e in names(item.context)]
+        rest = [n for n in known if n not in said]
+        found += [(item.image, n, rest) for n in known if n in said]
+    return found
 
 
 def made_rules(items: Sequence[data.Article], captioner: NewsCaptioner, store: Path) -> list[Rule | None]:
@@ -73,6 +104,11 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def part(self, index: Sequence[int], rules: Sequence[Rule | None]) -> Corpus:
+        """Some items with other rules."""
+        return Corpus([self.items[k] for k in index], rules, self.tokenizer, self.vectors, most_article=self.most_article,
+                      most_caption=self.most_caption, most_rule=self.most_rule)  # fmt: skip
 
     def batch(
         self, index: Sequence[int], *, with_rule: bool = True, labels: bool = True
@@ -121,11 +157,58 @@ def write_captions(
 
 
 def clip_vectors(matcher: frontend.ClipMatcher) -> Callable[[list[Any]], Tensor]:
-    """Frozen CLIP's patch states [B, 50, 768] of pictures (ViT-B/32)."""
+    """Frozen CLIP's one vector per picture [B, 1, 768]: the class token after the last norm (spec 2.8)."""
 
     @torch.no_grad()
     def vectors(pictures: list[Any]) -> Tensor:
         inputs = matcher.processor(images=pictures, return_tensors="pt").to(matcher.model.device)
-        return matcher.model.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state.cpu()
+        return matcher.model.vision_model(pixel_values=inputs["pixel_values"]).pooler_output[:, None].cpu()
 
     return vectors
+
+
+# --- control on a news set ---------------------------------------------------------------------------
+
+
+def edits(rules: Sequence[Rule | None], items: Sequence[data.Article], names: frontend.Names,
+          kind: str) -> dict[int, tuple[Rule, str, str]]:  # fmt: skip
+    """item number -> (edited rule, the name that comes, the name that goes), where this edit is possible.
+
+    kind: "agent" (the first person-like role gets another person of the article) or "place" (the place-like one
+    another place). The decoder sees article states only, so the new name is always one of the same article.
+    """
+    want = {"agent": ("person", "PER"), "place": ("place", "LOC")}
+    if kind not in want:
+        raise ValueError(f"edit is {kind!r}; choose {' or '.join(want)}")
+    group, label = want[kind]
+    found = {}
+    for k, (rule, item) in enumerate(zip(rules, items, strict=True)):
+        role = next((r for r in (rule.roles if rule else ()) if role_class(r) == group), None)
+        if role is None:
+            continue
+        used = {e.text for e in rule.entities}
+        new = next((e for e in names(item.context) if e.type == label and e.text not in used), None)
+        if new is not None:
+            found[k] = (rule.edit(**{role: new}), new.text, rule.roles[role][0].text)
+    return found
+
+
+def obedience(model: RuleBart, corpus: Corpus, names: frontend.Names, size: int = 64,
+              **decoding: Any) -> dict[str, float | None]:  # fmt: skip
+    """For each kind of edit: of how many per cent of the captions the new name comes and the old one goes
+    ("obey_agent", "obey_place"), and the number of items that could be edited ("edited_agent", ...)."""
+    out: dict[str, float | None] = {}
+    for kind in ("agent", "place"):
+        changed = edits(corpus.rules, corpus.items, names, kind)
+        index = list(changed)
+        part = corpus.part(index, [changed[k][0] for k in index]) if index else None
+        said = write_captions(model, part, size, **decoding) if part else []
+        hits = [
+            new in text and old not in text
+            for text, (_, new, old) in zip(said, changed.values(), strict=True)
+        ]
+        out |= {
+            f"obey_{kind}": 100 * sum(hits) / len(hits) if hits else None,
+            f"edited_{kind}": float(len(hits)),
+        }
+    return out

@@ -12,14 +12,20 @@ token classifier, CLIP, CoFormer) and the stand-ins for the news world.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -75,7 +81,8 @@ class TokenClassifierNames:
     known of it. Long articles are read in overlapping windows.
     """
 
-    def __init__(self, checkpoint: str, least: float = 0.5, window: int = 512, overlap: int = 64) -> None:
+    def __init__(self, checkpoint: str, least: float = 0.5, window: int = 512, overlap: int = 64,
+                 device: str = "cpu") -> None:  # fmt: skip
         from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
         try:
@@ -85,7 +92,7 @@ class TokenClassifierNames:
             raise ValueError(f"token classifier {checkpoint!r} cannot be loaded ({str(error).splitlines()[0]}); "
                              "give a hub name or a local folder") from None  # fmt: skip
         tokenizer.model_max_length = min(window, getattr(model.config, "max_position_embeddings", window))
-        self.pipe = pipeline("token-classification", model=model, tokenizer=tokenizer, device=-1,
+        self.pipe = pipeline("token-classification", model=model, tokenizer=tokenizer, device=device,
                              aggregation_strategy="simple", stride=min(overlap, tokenizer.model_max_length // 4))  # fmt: skip
         self.least = least
 
@@ -129,13 +136,13 @@ class GazetteerNames:
 # --- stage B: does a name fit the image --------------------------------------------------------------
 
 
-def contrastive_loss(
-    image: Tensor, text: Tensor, names: Sequence[str], scale: Tensor, hard: Tensor | None = None
-) -> Tensor:
+def contrastive_loss(image: Tensor, text: Tensor, names: Sequence[str], scale: Tensor, hard: Tensor | None = None,
+                     there: Tensor | None = None) -> Tensor:  # fmt: skip
     """InfoNCE in both directions between images and the names they show.
 
     image, text: [B, d] embeddings; names: the B names; hard: [B, n, d] embeddings of names of the same article
-    that the caption does not hold (negatives for the image only). Pairs with equal names are no negatives.
+    that the caption does not hold (negatives for the image only), `there` [B, n] True where there is one (default:
+    everywhere). Pairs with equal names are no negatives.
     """
     image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     logits = scale * image @ text.T
@@ -146,6 +153,8 @@ def contrastive_loss(
     by_image = logits
     if hard is not None:
         extra = scale * torch.einsum("bd,bnd->bn", image, F.normalize(hard, dim=-1))
+        if there is not None:
+            extra = extra.masked_fill(~there, float("-inf"))
         by_image = torch.cat([logits, extra], 1)
     return (F.cross_entropy(by_image, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -154,21 +163,23 @@ class ClipMatcher:
     """Score of a name: cosine between CLIP's image and "a photo of {name}.". `score` chooses the image or text:
 
     "global": the whole image; "grounded": the box of the role where there is one; "prompted": the text says
-    name, role and verb.
+    name, role and verb, and the role's definition where `frames` (of an imsitu_space.json) has it.
     """
 
-    def __init__(self, checkpoint: str, score: str = "global", prompt: str = "a photo of {e}.") -> None:
+    def __init__(self, checkpoint: str, score: str = "global", prompt: str = "a photo of {e}.",
+                 device: str = "cpu", frames: Frames | None = None) -> None:  # fmt: skip
+        """`checkpoint`: hub name or local folder of a CLIP; ValueError where it cannot be loaded."""
         from transformers import CLIPModel, CLIPProcessor
 
         if score not in ("global", "grounded", "prompted"):
             raise ValueError(f"score is {score!r}; choose global, grounded or prompted")
         try:
-            self.model = CLIPModel.from_pretrained(checkpoint).eval()
+            self.model = CLIPModel.from_pretrained(checkpoint).eval().to(device)
             self.processor = CLIPProcessor.from_pretrained(checkpoint)
         except OSError as error:
             raise ValueError(f"CLIP {checkpoint!r} cannot be loaded ({str(error).splitlines()[0]}); "
                              "give a hub name or a local folder") from None  # fmt: skip
-        self.score, self.prompt = score, prompt
+        self.score, self.prompt, self.frames = score, prompt, frames
 
     def texts(self, lines: Sequence[str]) -> Tensor:
         """Unit vectors [n, d]; gradients flow."""
@@ -194,16 +205,21 @@ class ClipMatcher:
         @torch.no_grad()
         def score(role: str | None, entity: Entity) -> float:
             if role is not None and self.score == "prompted":
-                line = f"{entity.text} as the {role} of {situation.verb}"
+                said = self.frames.definitions.get(situation.verb, {}).get(role) if self.frames else None
+                line = f"{entity.text} as the {role} of {situation.verb}" + (f": {said}" if said else "")
                 return float(whole @ self.texts([line])[0])
             return float(crops.get(role, whole) @ texts[entity.text])
 
         return score
 
     def fit(self, pairs: Sequence[tuple[Any, str, Sequence[str]]], *, epochs: int = 5, batch_size: int = 256,
-            lr: float = 1e-6, weight_decay: float = 0.2, seed: int = 0) -> list[float]:  # fmt: skip
-        """Fine-tune on (image, name in the caption, other names of the article); returns the loss per step."""
+            lr: float = 1e-6, weight_decay: float = 0.2, most: int = 8, seed: int = 0) -> list[float]:  # fmt: skip
+        """Fine-tune on (image, name in the caption, other names of the article); returns the loss per step.
+
+        Up to `most` of the other names are hard negatives. An image may be a path: it is opened when its turn comes (`corpus.clip_pairs` makes such pairs). Spec 2.4.
+        """
         from companion import training
+        from companion.newscap.data import open_image
 
         if not pairs:
             raise ValueError(
@@ -217,14 +233,23 @@ class ClipMatcher:
         for k in range(epochs * (len(pairs) // batch_size)):
             rows = [pairs[j] for j in order(k).tolist()]
             names = [name for _, name, _ in rows]
-            n = min((len(others) for _, _, others in rows), default=0)
-            hard = None
+            n = min(most, max(len(others) for _, _, others in rows))
+            hard = there = None
             if n:
-                lines = [self.prompt.format(e=o) for _, _, others in rows for o in others[:n]]
+                # articles hold different numbers of names: short lists are filled up and masked
+                lines = [
+                    self.prompt.format(e=o)
+                    for _, _, others in rows
+                    for o in [*others[:n], *[""] * (n - len(others))]
+                ]
                 hard = self.texts(lines).view(len(rows), n, -1)
-            loss = contrastive_loss(self.images([image for image, _, _ in rows]),
+                there = torch.tensor(
+                    [[k < len(others) for k in range(n)] for _, _, others in rows], device=hard.device
+                )
+            pictures = [open_image(x) if isinstance(x, str | Path) else x for x, _, _ in rows]
+            loss = contrastive_loss(self.images(pictures),
                                     self.texts([self.prompt.format(e=x) for x in names]), names,
-                                    self.model.logit_scale.exp(), hard)  # fmt: skip
+                                    self.model.logit_scale.exp(), hard, there)  # fmt: skip
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -296,18 +321,64 @@ def coformer_input(image: Any, short: int = 512, long: int = 700) -> tuple[Tenso
 class CoFormerSituations:
     """Situations by a CoFormer network (or any network with its outputs), from a reader's own checkout.
 
-    `network(images, verbs=None)` must return `pred_verb` [B, verbs], `pred_noun_3` [B, 6, nouns], `pred_bbox`
-    [B, 6, 4] (centre x, centre y, width, height, of the padded square) and `pred_bbox_conf` [B, 6, 1] (a logit).
-    `verbs` and `nouns` list the classes in the network's order; a noun may be a synset, which `glosses` names.
+    `network(images)` with images [B, 3, 700, 700] must return `pred_verb` [B, verbs], `pred_noun_3` [B, 6, nouns],
+    `pred_bbox` [B, 6, 4] (centre x, centre y, width, height, of the padded square) and `pred_bbox_conf` [B, 6, 1]
+    (a logit). `verbs` and `nouns` list the classes in the network's order; a noun may be a synset, which `glosses` names.
     """
+
+    # CoFormer's sizes (its inference.py); another network of the same checkout may want others
+    ARGUMENTS = {"backbone": "resnet50", "position_embedding": "learned", "num_glance_enc_layers": 3,  # noqa: RUF012
+                 "num_gaze_s1_dec_layers": 3, "num_gaze_s1_enc_layers": 3, "num_gaze_s2_dec_layers": 3,
+                 "dim_feedforward": 2048, "hidden_dim": 512, "dropout": 0.15, "nheads": 8, "inference": True,
+                 "device": "cpu"}  # fmt: skip
 
     def __init__(self, network: Callable[..., Mapping[str, Tensor]], verbs: Sequence[str], nouns: Sequence[str],
                  frames: Frames | None = None, glosses: Mapping[str, str] | None = None) -> None:  # fmt: skip
         self.network, self.verbs, self.nouns = network, list(verbs), list(nouns)
         self.frames, self.glosses = frames or Frames.imsitu(), glosses or {}
 
+    @classmethod
+    def from_checkout(
+        cls, checkout: str | Path, checkpoint: str | Path, **arguments: Any
+    ) -> CoFormerSituations:
+        """CoFormer from a checkout of its repository (github.com/jhcho99/CoFormer, Apache-2.0) and its checkpoint.
+
+        The checkout's own `models.build_model` makes the network; verbs, roles, nouns and frames come from its
+        `SWiG/SWiG_jsons`. `arguments` override `ARGUMENTS` (layers, widths) for a checkpoint of another size.
+
+        Raises:
+            ValueError: where the checkout, a list or the checkpoint is not there or does not fit.
+        """
+        checkout, lists = Path(checkout), Path(checkout) / "SWiG" / "SWiG_jsons"
+        for file in (checkout / "models" / "__init__.py", lists / "imsitu_space.json", lists / "verb_indices.txt",
+                     lists / "role_indices.txt", lists / "train_classes.csv", Path(checkpoint)):  # fmt: skip
+            if not file.is_file():
+                raise ValueError(f"{file} is not there; give a checkout of github.com/jhcho99/CoFormer with its "
+                                 "SWiG_jsons, and its checkpoint")  # fmt: skip
+        verbs, roles = read_classes(lists / "verb_indices.txt"), read_classes(lists / "role_indices.txt")
+        nouns, frames = (
+            read_classes(lists / "train_classes.csv"),
+            Frames.from_space(lists / "imsitu_space.json"),
+        )
+        order = [[roles.index(r) for r in frames.roles(v)] for v in verbs]
+        settings = SimpleNamespace(**(cls.ARGUMENTS | arguments), num_noun_classes=len(nouns), vidx_ridx=order,
+                                   idx_to_verb=verbs, idx_to_role=roles)  # fmt: skip
+        with imports_from(checkout):
+            net = importlib.import_module("models").build_model(settings)
+        net = (net[0] if isinstance(net, tuple) else net).eval()
+        try:
+            stored = torch.load(checkpoint, map_location="cpu", weights_only=False)
+            net.load_state_dict(stored.get("model", stored))
+        except (RuntimeError, AttributeError, OSError) as error:
+            raise ValueError(f"checkpoint {checkpoint} does not fit the network of {checkout} "
+                             f"({str(error).splitlines()[0]})") from None  # fmt: skip
+        return cls(lambda x: net(x, inference=True), verbs, [n.split("_")[0] for n in nouns], frames,
+                   read_glosses(lists / "imsitu_space.json"))  # fmt: skip
+
     @torch.no_grad()
     def __call__(self, image: Any) -> Situation:
+        if not hasattr(image, "convert"):
+            image = Image.fromarray(np.asarray(image))
         x, scale, left, top = coformer_input(image)
         out = self.network(x[None])
         p = out["pred_verb"][0].softmax(0)
@@ -317,7 +388,7 @@ class CoFormerSituations:
         nouns, boxes = {}, {}
         for k, role in enumerate(self.frames.roles(verb)):
             noun = self.nouns[int(out["pred_noun_3"][0, k].argmax())]
-            if noun not in ("", "blank"):
+            if noun not in ("", "blank", "oov", "Pad"):
                 nouns[role] = self.glosses.get(noun, noun)
             if float(out["pred_bbox_conf"][0, k, 0]) >= 0:
                 cx, cy, w, h = (out["pred_bbox"][0, k] * x.shape[-1]).tolist()
@@ -338,6 +409,28 @@ def read_classes(path: str | Path) -> list[str]:
             name for _, name in sorted((int(i), name) for name, i in (line.rsplit(",", 1) for line in lines))
         ]
     return lines
+
+
+def read_glosses(path: str | Path) -> dict[str, str]:
+    """Synset -> its first gloss, from an `imsitu_space.json` (n14845743 -> water)."""
+    nouns = json.loads(Path(path).read_text(encoding="utf-8")).get("nouns", {})
+    return {synset: part["gloss"][0] for synset, part in nouns.items() if part.get("gloss")}
+
+
+@contextlib.contextmanager
+def imports_from(folder: Path) -> Iterator[None]:
+    """Import another repository's top-level packages (`models`, `util`, ...) without leaving them behind."""
+    ours = {n: m for n, m in sys.modules.items() if n.split(".")[0] in ("models", "util", "datasets")}
+    for name in ours:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in [n for n in sys.modules if n.split(".")[0] in ("models", "util", "datasets")]:
+            del sys.modules[name]
+        sys.modules.update(ours)
 
 
 # --- stand-ins of the news world ---------------------------------------------------------------------
@@ -452,7 +545,22 @@ class WorldSituations:
         return found
 
     def __call__(self, image: Any) -> Situation:
-        return self.many(torch.as_tensor(np.asarray(image))[None])[0][0]
+        image = np.asarray(image)
+        seen = self.many(torch.as_tensor(image)[None])[0][0]
+        boxes = {r: coat_box(image, noun.split()[-1]) for r, noun in seen.nouns.items() if r != "place"}
+        return replace(seen, boxes={r: box for r, box in boxes.items() if box})
+
+
+def coat_box(image: np.ndarray, coat: str) -> tuple[float, float, float, float] | None:
+    """Where a coat is in a picture of the world [48, 48, 3]: (x1, y1, x2, y2), its head included; None without one."""
+    near = (np.abs(image.astype(int) - world.COLOURS[coat]).max(-1) < 30)[28:40]  # below heads, arms and icon
+    columns = np.nonzero(near.mean(0) > 0.8)[0]
+    if not len(columns):
+        return None
+    rows = np.nonzero(
+        (np.abs(image.astype(int) - world.COLOURS[coat]).max(-1) < 30)[:, columns].mean(1) > 0.8
+    )[0]
+    return float(columns[0]), max(0.0, float(rows[0]) - 6), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 class WorldMatcher:

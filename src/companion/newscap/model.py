@@ -151,7 +151,11 @@ class RuleAttention(BartAttention):
         q, k, v = (heads(f(hidden_states)) for f in (self.q_proj, self.k_proj, self.v_proj))
         if past_key_values is not None:  # decoding word by word: the prefix stays out of the cache
             k, v = past_key_values.self_attention_cache.update(k, v, self.layer_idx)
-        pk, pv = (self.k_proj(prefix.key), self.v_proj(prefix.key)) if prefix.hidden else (prefix.key, prefix.value)
+        pk, pv = (
+            (self.k_proj(prefix.key), self.v_proj(prefix.key))
+            if prefix.hidden
+            else (prefix.key, prefix.value)
+        )
         beams = B // len(pk)  # beams of an item stand next to each other and share its prefix
         pk, pv, seen = (x.repeat_interleave(beams, 0) for x in (pk, pv, prefix.mask))
         mask = self._mask(seen, attention_mask, q, k.shape[2])
@@ -346,7 +350,9 @@ class RuleBart(nn.Module):
                  rule_slots: Tensor | None = None, rule_mask: Tensor | None = None, image: Tensor | None = None,
                  **options: Any) -> Tensor:  # fmt: skip
         """Token ids of captions. The encoder runs once; `options` go to transformers' `generate` (beams, ...)."""
-        states, mask, prefixes = self._encode(input_ids, attention_mask, rule_ids, rule_slots, rule_mask, image)
+        states, mask, prefixes = self._encode(
+            input_ids, attention_mask, rule_ids, rule_slots, rule_mask, image
+        )
         with self._holding(prefixes):
             return self.bart.generate(encoder_outputs=BaseModelOutput(states), attention_mask=mask, **options)
 

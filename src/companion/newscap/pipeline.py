@@ -8,6 +8,7 @@ Every stage is a plain callable and can be replaced (see `frontend`):
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from companion.newscap import data, frontend
+from companion.newscap.audit import Support, audit
 from companion.newscap.model import RuleBart
 from companion.newscap.rule import MARK, MARKERS, Frames, Rule, RuleError, fill_roles
 
@@ -29,10 +31,9 @@ class Captioned:
     rule: Rule | None
     note: str = ""
 
-    def unsupported(self, article: str, names: frontend.Names) -> list[str]:
-        """Names of the caption that stand neither in the article nor in the rule."""
-        known = {e.text for e in self.rule.entities} if self.rule else set()
-        return [e.text for e in names(self.caption) if e.text not in article and e.text not in known]
+    def audit(self, article: str, names: frontend.Names) -> list[Support]:
+        """What supports each name of the caption: the rule, the article or nothing (see `audit`)."""
+        return audit(self.caption, article, self.rule, names)
 
 
 class BartWriter:
@@ -56,10 +57,12 @@ class BartWriter:
         if len(ids) > longest:
             warnings.warn(f"the article has {len(ids)} tokens; the first {longest} are read", stacklevel=2)
             ids = [*ids[: longest - 1], ids[-1]]
-        x = torch.tensor([ids])
+        device = next(self.model.parameters()).device
+        x = torch.tensor([ids], device=device)
         inputs = self.rule_inputs([rule]) if rule is not None else {}
         if self.vectors is not None:
             inputs["image"] = self.vectors(image)[None]
+        inputs = {k: v.to(device) for k, v in inputs.items()}
         out = self.model.generate(x, torch.ones_like(x), **inputs, **self.decoding)
         return self.tokenizer.decode(out[0], skip_special_tokens=True).strip()
 
@@ -99,6 +102,17 @@ def spell_batch(rules: Sequence[Rule | None], tokenizer: Any, most: int) -> dict
     return out
 
 
+def save_pretrained(folder: str | Path, model: RuleBart, tokenizer: Any, *, names: str, clip: str,
+                    **decoding: Any) -> None:  # fmt: skip
+    """Store a trained captioner for `NewsCaptioner.from_pretrained`: model, tokenizer, the other stages' checkpoints
+    (hub names or folders) and how to decode (num_beams, max_length, length_penalty)."""
+    folder = Path(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    stages = {"names": names, "clip": clip, "decoding": decoding}
+    (folder / "stages.json").write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
+
+
 class NewsCaptioner:
     """Rule-driven captioning with replaceable stages.
 
@@ -113,6 +127,40 @@ class NewsCaptioner:
                  **options: Any) -> None:  # fmt: skip
         self.names, self.situation, self.match, self.writer = names, situation, match, writer
         self.keep, self.frames, self.options = keep, frames or Frames.imsitu(), options
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, names: Any = "", clip: Any = "", situation: Any = None,
+                        **options: Any) -> NewsCaptioner:  # fmt: skip
+        """A captioner trained by the notebook "news" (or saved by `save_pretrained`), ready for an image and an article.
+
+        Args:
+            folder: the trained `RuleBart`, its tokenizer, and `stages.json` with the checkpoints of the other stages.
+            names, clip: a hub name, a local folder, or your own stage; empty takes what `stages.json` says.
+            situation: your own stage (such as `CoFormerSituations.from_checkout(...)`); None asks CLIP zero-shot.
+        """
+        from transformers import AutoTokenizer
+
+        folder = Path(folder)
+        if not (folder / "stages.json").is_file():
+            raise ValueError(
+                f"{folder} holds no stages.json; give a folder written by pipeline.save_pretrained"
+            )
+        stages = json.loads((folder / "stages.json").read_text(encoding="utf-8"))
+        model = RuleBart.from_pretrained(folder)
+        names, clip = names or stages["names"], clip or stages["clip"]
+        match = frontend.ClipMatcher(clip) if isinstance(clip, str) else clip
+        find = frontend.TokenClassifierNames(names) if isinstance(names, str) else names
+        situation = situation or frontend.ClipSituations(match)
+        vectors = None
+        if model.config.image_width:
+            from companion.newscap.corpus import clip_vectors
+
+            several = clip_vectors(match)
+            vectors = lambda image: several([image])[0]  # noqa: E731
+        writer = BartWriter(
+            model, AutoTokenizer.from_pretrained(folder / "tokenizer"), vectors, **stages["decoding"]
+        )
+        return cls(find, situation, match, writer, **options)
 
     def rule(self, image: Any, article: str) -> tuple[Rule, str]:
         """Stages A to D: the rule of an image with its article, and a note where something was missing."""

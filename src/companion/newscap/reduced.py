@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from companion import training
-from companion.newscap import frontend, metrics, world
+from companion.newscap import audit, frontend, metrics, world
 from companion.newscap.model import RuleBart, RulePrefixConfig, random_bart
-from companion.newscap.rule import MARKERS, Rule, fill_roles
+from companion.newscap.rule import MARKERS, Entity, Rule, fill_roles
 
 COMMITTED = Path(__file__).with_name("weights")
 _weights = {"folder": COMMITTED}
@@ -257,9 +257,10 @@ def other_items_rules(rules: Sequence[Rule], seed: int) -> list[Rule]:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the model is given. `rule`: none, prefix (encoder), cross (decoder), text (in front of the article) or
-    constant (a learned prefix). `keep`: all, verb or roles of the rule (the ablations); random puts entities of
-    the right type at random."""
+    """What the model is given. `rule`: none, prefix (encoder), decoder (its self-attention), cross (its
+    cross-attention), text (in front of the article) or constant (a learned prefix). `keep`: all, verb or roles of
+    the rule (the ablations); random puts entities of the right type at random. `layers` are the encoder's; a
+    decoder prefix goes into all of the two."""
 
     rule: str = "prefix"
     keep: str = "all"
@@ -301,7 +302,7 @@ class Tensors:
         found = {"input_ids": x, "attention_mask": (x != PAD).long()}
         if condition.image:
             found["image"] = self.image[index]
-        if condition.rule in ("prefix", "cross", "constant"):
+        if condition.rule in ("prefix", "decoder", "cross", "constant"):
             found |= {"rule_ids": self.rule[index], "rule_slots": self.slots[index],
                       "rule_mask": (self.rule[index] != PAD).long()}  # fmt: skip
         return found
@@ -340,8 +341,8 @@ class Captioner(nn.Module):
         super().__init__()
         self.condition = condition
         self.core = RuleBart(bart, RulePrefixConfig(
-            layers=condition.layers, mode=condition.mode, mid=64, max_length=32,
-            where="cross" if condition.rule == "cross" else "encoder",
+            layers="all" if condition.rule == "decoder" else condition.layers, mode=condition.mode, mid=64, max_length=32,
+            where=condition.rule if condition.rule in ("cross", "decoder") else "encoder",
             source="constant" if condition.rule == "constant" else "rule",
             image_width=64 if condition.image else 0, image_tokens=10))  # fmt: skip
         width = bart.config.d_model
@@ -384,6 +385,41 @@ def fit_captioner(model: Captioner, data: Tensors, config: training.FitConfig, b
                         config, parameters=groups, folder=folder, title=title, cpu=True)  # fmt: skip
 
 
+@dataclass
+class Study:
+    """What a run works on: items per split ("train", "test"), their predicted rules and image vectors."""
+
+    items: dict[str, list[world.Item]]
+    rules: dict[str, list[Rule]]
+    images: dict[str, Tensor]
+
+
+def study(train: int, test: int, seed: int, tier: int = 1) -> Study:
+    """Items of the world, and their rules by stages A to D with the committed situation network."""
+    config, stage = world.TIERS[tier], situations()
+    items = {
+        "train": world.make("train", train, seed, config),
+        "test": world.make("test", test, seed, config),
+    }
+    return Study(items, {k: predicted_rules(part, stage) for k, part in items.items()},
+                 {k: image_vectors(part, stage) for k, part in items.items()})  # fmt: skip
+
+
+def trained(
+    work: Study, p: Mapping[str, Any], seed: int, title: str = ""
+) -> tuple[Captioner, training.Fitted]:
+    """The captioner of a cell's parameters, trained on `work`, or found in the cache when some run trained it before."""
+    condition, config = recipe(p)
+    taught = with_errors(work.rules["train"], work.items["train"], p["errors"], seed)
+    data = tensors(work.items["train"], taught, work.images["train"], condition, seed)
+    training.seed_everything(seed, threads=1)
+    model = Captioner(pretrained(), condition)
+    folder = training.cache_folder(
+        "newscap-captioner", condition, config, p["batch"], p["train"], p["tier"], seed
+    )
+    return model, fit_captioner(model, data, config, p["batch"], seed, folder=folder, title=title)
+
+
 # --- scores ------------------------------------------------------------------------------------------
 
 
@@ -415,6 +451,48 @@ def scores(captions: Sequence[str], items: Sequence[world.Item], seed: int = 0) 
     text = metrics.evaluate(captions, [i.caption for i in items], gazetteer())
     names = ("bleu4", "rouge_l", "cider", "entity_precision", "entity_recall")
     return found | {"all_low": low, "all_high": high} | {n: text[n] for n in names}
+
+
+def find_names(caption: str) -> list[Entity]:
+    """People and places of a caption of the world, for the audit."""
+    kinds = {"PERSON": "PER", "GPE": "LOC"}
+    return [Entity(text, kinds[label]) for text, label in gazetteer().entities(caption) if label in kinds]
+
+
+def supported(
+    captions: Sequence[str], items: Sequence[world.Item], rules: Sequence[Rule]
+) -> dict[str, float | None]:
+    """The audit's shares, in per cent of all names: "from_rule", "from_article" (only), "from_nothing"."""
+    found = audit.shares(audit.audit(c, i.article, r, find_names)
+                         for c, i, r in zip(captions, items, rules, strict=True))  # fmt: skip
+    return {f"from_{by}": share for by, share in found.items()}
+
+
+def states(caption: str, rule: Rule) -> bool:
+    """Whether a caption says just what a rule says: verb, agent, other person and place."""
+    said, (agent, other) = world.parse(caption), two_roles(rule.verb)
+    wanted = {s: next((e.text for e in rule.roles.get(r, ())), None)
+              for s, r in (("agent", agent), ("other", other), ("place", "place"))}  # fmt: skip
+    return said["verb"] == rule.verb and all(said[s] == w for s, w in wanted.items())
+
+
+def worse_rules(model: Captioner, work: Study, seed: int, shares: Sequence[float] = (0.0, 0.1, 0.3, 0.5)) -> dict[str, float]:  # fmt: skip
+    """Accuracy against obedience as the front end gets worse: test rules with a share q of wrong verbs, and of
+    swapped people. In per cent, per q: "right_q" (caption all right), "obeys_q" (caption states the rule it was
+    given), "rule_q" (rules still right), and "overruled_q": of the wrong rules, captions that are right all the same."""
+    items, found = work.items["test"], {}
+    for q in shares:
+        given = with_errors(work.rules["test"], items, q, seed)
+        said = model.captions(tensors(items, given, work.images["test"], model.condition, seed))
+        right = slot_hits(said, items)["all"]
+        good = np.array([str(g) == str(gold_rule(i)) for g, i in zip(given, items, strict=True)])
+        name = f"{100 * q:.0f}"
+        found |= {f"right_{name}": 100 * float(right.mean()),
+                  f"obeys_{name}": 100 * float(np.mean([states(c, g) for c, g in zip(said, given, strict=True)])),
+                  f"rule_{name}": 100 * float(good.mean())}  # fmt: skip
+        if not good.all():
+            found[f"overruled_{name}"] = 100 * float(right[~good].mean())
+    return found
 
 
 EDITS = ("verb", "swap", "place", "bystander", "delete", "outside")
@@ -476,18 +554,6 @@ def control(model: Captioner, items: Sequence[world.Item], rules: Sequence[Rule]
             f"stable_{kind}": 100 * float(np.mean(stable)),
         }
     return found
-
-
-def supported(
-    caption: str, item_article: str, rule: Rule | None, names: metrics.EntityMatcher
-) -> list[tuple[str, str]]:
-    """The audit: every name of a caption with what supports it ("rule", "article" or "nothing")."""
-    in_article = {t for t, _ in names.entities(item_article)}
-    in_rule = {e.text for e in rule.entities} if rule is not None else set()
-    return [
-        (t, "rule" if t in in_rule else "article" if t in in_article else "nothing")
-        for t, _ in names.entities(caption)
-    ]
 
 
 def recipe(p: Mapping[str, Any]) -> tuple[Condition, training.FitConfig]:
