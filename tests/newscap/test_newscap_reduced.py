@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from companion import training
+from companion import tables, training
 from companion.newscap import cost, reduced, world
 from companion.newscap.model import random_bart
 from companion.newscap.rule import Rule
@@ -201,16 +201,41 @@ def test_every_condition_trains_a_step(rule, extra):
     assert len(model.captions(data)) == 6
 
 
+FULL = dict(tables.cell("newscap", "goodnews", "rule-prefix", "all", "full").parameters)
+
+
 def test_full_size_models_have_the_known_sizes():
     with torch.device("meta"):
         for name, known in (("bart-base", 139_420_416), ("bart-large", 406_291_456)):
             assert sum(p.numel() for p in random_bart(**cost.SIZES[name]).parameters()) == known
-        base = cost.captioner(
-            {"bart": "facebook/bart-base", "rule": "prefix", "layers": "last3", "mode": "mlp_kv"}
-        )
+        base = cost.captioner(FULL | {"bart": "facebook/bart-base"})
+        large = cost.captioner(FULL)
     assert base.layers == (3, 4, 5)
+    assert large.layers == (9, 10, 11)
     # Linear(768, 512), Linear(512, 2 · 3 · 768), slots, positions, norm
     wanted = 768 * 512 + 512 + 512 * 4608 + 4608 + 4 * 768 + 48 * 768 + 2 * 768
     assert sum(p.numel() for p in base.rule.parameters()) == wanted
+    # one CLIP vector -> 20 positions, and to BART-large's width
+    assert [tuple(m.weight.shape) for m in large.visual.modules() if isinstance(m, torch.nn.Linear)] == [
+        (7680, 768), (15360, 7680), (1024, 768)]  # fmt: skip
     with pytest.raises(ValueError, match="the dry run knows bart-base and bart-large"):
-        cost.captioner({"bart": "t5", "rule": "prefix", "layers": "last3", "mode": "mlp_kv"})
+        cost.captioner(FULL | {"bart": "t5"})
+    with pytest.raises(ValueError, match="rule is 'verse'; choose none, prefix, text, decoder"):
+        cost.captioner(FULL | {"rule": "verse"})
+
+
+@pytest.mark.parametrize("way", cost.WAYS)
+def test_the_dry_run_steps_and_writes(way, monkeypatch):
+    """With a small BART under the full cell's name: the whole of `dry_run`, for each way to give the rule."""
+    monkeypatch.setitem(cost.SIZES, "bart-large", {
+        "vocab_size": 50265, "d_model": 8, "encoder_layers": 4, "decoder_layers": 3, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8})  # fmt: skip
+    monkeypatch.setattr(cost, "CLIP_WIDTH", 6)
+    report = cost.dry_run(FULL | {"rule": way}, rows=2, article=12)
+    assert (report["rule prefix"] > 0) == (way in ("prefix", "decoder"))
+    assert report["image mapper"] == 6 * 60 + 60 + 60 * 120 + 120 + 6 * 8 + 8 + 20 * 8
+    assert report["captions per second"] > 0
+    frozen = cost.dry_run(FULL | {"rule": way, "train_bart": False}, rows=1, article=6)
+    assert report["trainable"] - frozen["trainable"] == report["bart"]
+    with pytest.raises(ValueError, match="the dry run is for the full scale"):
+        cost.dry_run({"rule": "prefix"})
