@@ -41,7 +41,7 @@ if importlib.util.find_spec("companion") is None:
     )
 
 # %% tags=["parameters"]
-table = "formats"  # formats (reduced), goodnews or nytimes (full), tables of papers/newscap.toml
+table = "formats"  # formats (reduced), goodnews, nytimes or ablation (full), tables of papers/newscap.toml
 row = (
     "rule-prefix"  # rule-prefix, rule-prefix-base or no-rule (the last two at full)
 )
@@ -62,6 +62,7 @@ import torch
 from companion import plotting, records, tables, training
 from companion.newscap import (
     corpus,
+    cost,
     data,
     frontend,
     metrics,
@@ -93,7 +94,15 @@ if p["set"] == "newsworld":
         split: list(data.goodnews(folder, split)) for split in ("train", "test")
     }
 else:
-    items = {split: corpus.read_set(p["set"], split) for split in ("train", "test")}
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(p["bart"])
+    items = {
+        split: corpus.read_set(
+            p["set"], split, lambda text: len(tokenizer.tokenize(text))
+        )
+        for split in ("train", "test")
+    }
 print({split: len(part) for split, part in items.items()})
 
 # %% [markdown]
@@ -106,7 +115,7 @@ if p["set"] == "newsworld":
     situation = reduced.situations()
     stages = (
         frontend.WorldNames(),
-        lambda image: situation(reduced.np.asarray(image)),
+        lambda image: situation(reduced.np.array(image)),
         frontend.WorldMatcher(situation),
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=reduced.tokenizer(), bos_token="<s>", eos_token="</s>",
@@ -115,7 +124,7 @@ if p["set"] == "newsworld":
         {"additional_special_tokens": list(pipeline.MARKERS)}
     )
     tokenizer.backend_tokenizer.post_processor = reduced.ends()
-    bart, width, count = reduced.pretrained(), 64, 10
+    bart, width = reduced.pretrained(), 64
 
     def vectors(pictures):
         pixels = torch.stack(
@@ -123,20 +132,31 @@ if p["set"] == "newsworld":
         )
         return situation.net.features(pixels).detach()
 
-    matcher_of_captions = reduced.gazetteer()
+    matcher_of_captions, namer = reduced.gazetteer(), frontend.WorldNames()
 else:
-    from transformers import AutoTokenizer, BartForConditionalGeneration
+    from transformers import BartForConditionalGeneration
 
-    clip = frontend.ClipMatcher(p["clip"])
-    stages = (
-        frontend.TokenClassifierNames(p["names"]),
-        frontend.ClipSituations(clip),
-        clip,
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    namer = frontend.TokenClassifierNames(p["names"], device=device)
+    clip = frontend.ClipMatcher(p["clip"], device=device)
+    if p["clip_epochs"]:  # stage B is fine-tuned on the training captions' names
+        clip.fit(
+            corpus.clip_pairs(items["train"], namer),
+            epochs=p["clip_epochs"],
+            seed=seed,
+        )
+    situation = (
+        frontend.CoFormerSituations.from_checkout(
+            p["coformer"], p["coformer_checkpoint"]
+        )
+        if p["coformer"]
+        else frontend.ClipSituations(clip)
     )
-    tokenizer = AutoTokenizer.from_pretrained(p["bart"])
+    stages = (namer, situation, clip)
     bart = BartForConditionalGeneration.from_pretrained(p["bart"])
     corpus.add_markers(tokenizer, bart)
-    vectors, width, count = corpus.clip_vectors(clip), 768, 50
+    tower = frontend.ClipMatcher(p["visual"], device=device)
+    vectors, width = corpus.clip_vectors(tower), 768
     matcher_of_captions = metrics.Spacy("en_core_web_lg")
 
 # %% [markdown]
@@ -151,6 +171,8 @@ where = training.cache_folder(
     p["set"],
     p.get("clip", ""),
     p.get("names", ""),
+    p.get("coformer", ""),
+    p.get("clip_epochs", 0),
     [i.id for i in items["test"]],
     seed,
 )
@@ -176,30 +198,32 @@ if p["keep"] == "verb":  # the ablation without entities
 # ## Training
 
 # %%
-with_rule = p["rule"] == "prefix"
-config = model.RulePrefixConfig(layers=p["layers"] if with_rule else "none", mode=p["mode"], mid=p["mid"], image_width=width,
-                                image_tokens=count)  # fmt: skip
-captioner = model.RuleBart(bart, config)
+config = cost.configuration(p, width)
+captioner = model.RuleBart(bart, config).train_only("all" if p["train_bart"] else "prefix")  # fmt: skip
 sets = {split: corpus.Corpus(items[split], rules[split], tokenizer, vectors, most_article=p["max_article"],
-                             most_caption=p["max_caption"], most_rule=config.max_length) for split in items}  # fmt: skip
+                             most_caption=p["max_caption"], most_rule=config.max_length, way=p["rule"]) for split in items}  # fmt: skip
 steps = p["epochs"] * (len(sets["train"]) // p["batch"])
 fit = training.FitConfig(steps=steps, lr=p["lr"], warmup=max(1, int(p["warmup_share"] * steps)), schedule="linear",
-                         weight_decay=p["weight_decay"], precision=p["precision"], save_every=5000)  # fmt: skip
-fitted = training.fit(captioner, lambda m, batch: m(**batch).loss, sets["train"].batches(p["batch"], seed, with_rule=with_rule),
+                         weight_decay=p["weight_decay"], clip=p["clip_norm"], precision=p["precision"], save_every=5000)  # fmt: skip
+fitted = training.fit(captioner, lambda m, batch: m(**batch).loss, sets["train"].batches(p["batch"], seed),
                       fit, folder=training.cache_folder("newscap-news", p, seed), title=row, cpu=scale == "reduced")  # fmt: skip
 
 # %% [markdown]
-# ## Captions and scores
+# ## Captions, scores, control
+#
+# Beside the scores: of the test items whose rule can be edited to another person (or place) of the same article, how
+# many captions name the new one and no longer the old one?
 
 # %%
-said = corpus.write_captions(captioner, sets["test"], 64, with_rule=with_rule, num_beams=p["beams"],
-                             length_penalty=p["length_penalty"], max_length=p["max_length"])  # fmt: skip
+decoding = {"num_beams": p["beams"], "length_penalty": p["length_penalty"], "max_length": p["max_length"]}  # fmt: skip
+said = corpus.write_captions(captioner, sets["test"], 64, **decoding)
 known = metrics.Counter(
     w for i in items["train"] for w in matcher_of_captions.proper_nouns(i.caption)
 )
 outcome = metrics.evaluate(
     said, [i.caption for i in items["test"]], matcher_of_captions, known=known
 )
+outcome |= corpus.obedience(captioner, sets["test"], namer, **decoding)
 for item, rule, caption in (
     list(zip(items["test"], rules["test"], said, strict=True))[:3]
     if p["set"] == "newsworld"
@@ -213,6 +237,15 @@ axes = plotting.curves(
     y="cross-entropy (nats per token)",
     title=f"{p['set']}, {row}",
 )
+
+# %% [markdown]
+# The trained captioner is kept beside the record, ready for an image and an article of your own:
+# `NewsCaptioner.from_pretrained(folder)`, or `python -m companion.newscap folder photo.jpg article.txt`.
+
+# %%
+if scale == "full":
+    pipeline.save_pretrained(run.path.parent / f"captioner-{seed}", captioner, tokenizer, names=p["names"], clip=p["clip"],
+                             visual=p["visual"], **decoding)  # fmt: skip
 
 # %%
 path = run.save(

@@ -7,7 +7,7 @@ from PIL import Image
 
 from companion.newscap import corpus
 from companion.newscap import frontend as f
-from companion.newscap.rule import MARKERS, Entity, Frames
+from companion.newscap.rule import MARKERS, Entity, Frames, Rule
 
 WORDS = ["ana", "torres", "leo", "park", "met", "in", "corvo", ".", "a", "photo", "of", "as", "the"]
 
@@ -55,7 +55,7 @@ def clip(tmp_path_factory):
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
     folder = tmp_path_factory.mktemp("clip")
-    letters = [chr(c) for c in range(97, 123)] + ["."]
+    letters = [*map(chr, range(97, 123)), ".", ":"]
     vocab = ["<|startoftext|>", *letters, *[c + "</w>" for c in letters], "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({w: k for k, w in enumerate(vocab)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -109,13 +109,90 @@ def test_fine_tuning_pairs_pictures_with_their_names(clip):
         matcher.fit([])
 
 
+def test_fine_tuning_opens_pictures_when_their_turn_comes(clip, tmp_path):
+    pairs = []
+    for k, (name, others) in enumerate((("ana", []), ("leo", ["park", "corvo"]))):
+        picture(k).save(tmp_path / f"{k}.png")
+        pairs.append((str(tmp_path / f"{k}.png"), name, others))
+    assert len(f.ClipMatcher(clip).fit(pairs, epochs=2, batch_size=2, lr=1e-3)) == 2
+    (tmp_path / "1.png").write_text("no picture")
+    with pytest.raises(ValueError, match="cannot be read"):
+        f.ClipMatcher(clip).fit(pairs, epochs=1, batch_size=2)
+
+
+def test_prompted_scores_say_the_roles_definition(clip):
+    frames = Frames({"tug": ("a",)}, definitions={"tug": {"a": "z"}})
+    seen, image, ana = f.Situation("tug"), picture(0), Entity("ana", "PER")
+    plain = f.ClipMatcher(clip, score="prompted")
+    told = f.ClipMatcher(clip, score="prompted", frames=frames)
+    with torch.no_grad():
+        wanted = float(told.images([image])[0] @ told.texts(["ana as the a of tug: z"])[0])
+    assert told(image, seen, [ana])("a", ana) == pytest.approx(wanted, abs=1e-5)
+    assert plain(image, seen, [ana])("a", ana) != pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def captioner(ner, clip, tmp_path_factory):
+    """A whole captioner on disk: the tiny BART and tokenizer of the news world, with the tiny NER and CLIP."""
+    from transformers import PreTrainedTokenizerFast
+
+    from companion.newscap import pipeline, reduced
+    from companion.newscap.model import RuleBart, RulePrefixConfig
+
+    folder = tmp_path_factory.mktemp("captioner")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=reduced.tokenizer(), bos_token="<s>", eos_token="</s>",
+                                        pad_token="<pad>", unk_token="<unk>", mask_token="<mask>")  # fmt: skip
+    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKERS)})
+    torch.manual_seed(0)
+    config = RulePrefixConfig(image_width=16, image_tokens=3, mapper="clipcap", mid=8)
+    pipeline.save_pretrained(folder, RuleBart(reduced.pretrained(), config), tokenizer, names=ner, clip=clip, num_beams=2,
+                             max_length=12)  # fmt: skip
+    return folder
+
+
+def test_an_image_and_an_article_in_one_command(captioner, tmp_path, capsys):
+    from companion.newscap.__main__ import main
+
+    picture(2).save(tmp_path / "photo.png")
+    (tmp_path / "article.txt").write_text("Ana Torres met leo in corvo .")
+    call = [str(captioner), str(tmp_path / "photo.png"), str(tmp_path / "article.txt")]
+    assert main(call) == 0
+    _, rule, *_ = capsys.readouterr().out.splitlines()
+    made = Rule.from_json(rule)
+    assert [e.text for e in made.entities if e.type == "PER"] in ([], ["Ana Torres"])
+    (tmp_path / "rule.json").write_text(Rule("hugging").edit(agent="Ana Torres").to_json())
+    assert main([*call, "--rule", str(tmp_path / "rule.json"), "--edit", "place=corvo"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert str(Rule.from_json(out[1])) == "hugging(agent = Ana Torres, place = corvo)"
+    for wrong, message in (
+        (["--edit", "student=Leo"], "has no role 'student'"),
+        (["--edit", "verb=huging"], "did you mean"),
+    ):
+        assert main([*call, "--rule", str(tmp_path / "rule.json"), *wrong]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "article.txt").write_text(" ")
+    assert main(call) == 2
+    assert "the article is empty" in capsys.readouterr().err
+    assert main([str(tmp_path), *call[1:]]) == 2
+    assert "holds no stages.json" in capsys.readouterr().err
+
+
+def test_an_article_longer_than_bart_takes_is_cut_with_a_warning(captioner, ner):
+    from companion.newscap.pipeline import NewsCaptioner
+
+    news = NewsCaptioner.from_pretrained(captioner, situation=lambda image: f.Situation("marching"))
+    with pytest.warns(UserWarning, match=r"the article has \d+ tokens; the first 125 are read"):
+        got = news.caption(picture(0), "Ana Torres met leo in corvo . " * 40)
+    assert str(got.rule) == "marching(agent = Ana Torres)"
+
+
 def test_zero_shot_situations_are_a_distribution_over_frames(clip):
     frames = Frames({v: Frames.imsitu().roles(v) for v in ("hugging", "marching", "speaking")})
     seen = f.ClipSituations(f.ClipMatcher(clip), frames)(picture(1))
     assert set(seen.verbs) == set(frames.verbs)
     assert sum(seen.verbs.values()) == pytest.approx(1.0, abs=1e-5)
     assert seen.verb == max(seen.verbs, key=seen.verbs.get)
-    assert corpus.clip_vectors(f.ClipMatcher(clip))([picture(0), picture(1)]).shape == (2, 5, 16)
+    assert corpus.clip_vectors(f.ClipMatcher(clip))([picture(0), picture(1)]).shape == (2, 1, 16)
 
 
 def test_markers_get_rows_in_the_token_table(clip):

@@ -68,6 +68,7 @@ def made_rules(items: Sequence[data.Article], captioner: NewsCaptioner, store: P
     An image whose rule cannot be made (unreadable file) gets none.
     """
     known: dict[str, str | None] = {}
+    # one line per item, written as it is made: a stopped run goes on where it was
     if store.is_file():
         for line in store.read_text(encoding="utf-8").splitlines():
             part = json.loads(line)
@@ -92,15 +93,21 @@ class Corpus:
     Args:
         vectors: pictures (PIL) -> image vectors [B, n, width], frozen.
         most_article, most_caption: longest article and caption in tokens.
+        way: how the rule is given: "prefix" (or "decoder": same inputs), "text" (spelt before the article), "none".
     """
 
     def __init__(self, items: Sequence[data.Article], rules: Sequence[Rule | None], tokenizer: Any,
                  vectors: Callable[[list[Any]], Tensor] | None, *, most_article: int, most_caption: int,
-                 most_rule: int) -> None:  # fmt: skip
+                 most_rule: int, way: str = "prefix") -> None:  # fmt: skip
         if not items:
             raise ValueError("this split has no items; check the split's name and the files")
         self.items, self.rules, self.tokenizer, self.vectors = list(items), list(rules), tokenizer, vectors
-        self.most_article, self.most_caption, self.most_rule = most_article, most_caption, most_rule
+        self.most_article, self.most_caption, self.most_rule, self.way = (
+            most_article,
+            most_caption,
+            most_rule,
+            way,
+        )
 
     def __len__(self) -> int:
         return len(self.items)
@@ -108,18 +115,24 @@ class Corpus:
     def part(self, index: Sequence[int], rules: Sequence[Rule | None]) -> Corpus:
         """Some items with other rules."""
         return Corpus([self.items[k] for k in index], rules, self.tokenizer, self.vectors, most_article=self.most_article,
-                      most_caption=self.most_caption, most_rule=self.most_rule)  # fmt: skip
+                      most_caption=self.most_caption, most_rule=self.most_rule, way=self.way)  # fmt: skip
 
-    def batch(
-        self, index: Sequence[int], *, with_rule: bool = True, labels: bool = True
-    ) -> dict[str, Tensor]:
+    def batch(self, index: Sequence[int], *, labels: bool = True) -> dict[str, Tensor]:
         """The arguments of `RuleBart.forward` (or `generate`, without labels) for some items."""
-        rows = [self.items[k] for k in index]
-        text = self.tokenizer([r.context for r in rows], truncation=True, max_length=self.most_article, padding=True,
-                              return_tensors="pt")  # fmt: skip
+        rows, rules = [self.items[k] for k in index], [self.rules[k] for k in index]
+        texts = [r.context for r in rows]
+        if self.way == "text":
+            # a space before words only, so that the tokens are those of the prefix
+            spelt = [
+                "".join(t if t in MARKERS else f" {t}" for t, _ in r.pieces()) if r else "" for r in rules
+            ]
+            texts = [f"{s} {t}" if s else t for s, t in zip(spelt, texts, strict=True)]
+        text = self.tokenizer(
+            texts, truncation=True, max_length=self.most_article, padding=True, return_tensors="pt"
+        )
         found = {"input_ids": text["input_ids"], "attention_mask": text["attention_mask"]}
-        if with_rule:
-            found |= spell_batch([self.rules[k] for k in index], self.tokenizer, self.most_rule)
+        if self.way in ("prefix", "decoder"):
+            found |= spell_batch(rules, self.tokenizer, self.most_rule)
         if self.vectors is not None:
             found["image"] = self.vectors([data.open_image(r.image) for r in rows])
         if labels:
@@ -128,10 +141,10 @@ class Corpus:
             found["labels"] = told["input_ids"].masked_fill(told["attention_mask"] == 0, -100)
         return found
 
-    def batches(self, size: int, seed: int, *, with_rule: bool = True) -> Callable[[int], dict[str, Tensor]]:
+    def batches(self, size: int, seed: int) -> Callable[[int], dict[str, Tensor]]:
         """`batches(k)` for `training.fit`."""
         order = training.epochs(len(self), size, seed)
-        return lambda k: self.batch(order(k).tolist(), with_rule=with_rule)
+        return lambda k: self.batch(order(k).tolist())
 
 
 def add_markers(tokenizer: Any, bart: Any) -> None:
@@ -141,16 +154,14 @@ def add_markers(tokenizer: Any, bart: Any) -> None:
 
 
 @torch.no_grad()
-def write_captions(
-    model: RuleBart, corpus: Corpus, size: int, *, with_rule: bool = True, **decoding: Any
-) -> list[str]:
+def write_captions(model: RuleBart, corpus: Corpus, size: int, **decoding: Any) -> list[str]:
     """Captions of all items, in order."""
     model.eval()
     device = next(model.parameters()).device
     found: list[str] = []
     for start in range(0, len(corpus), size):
         index = range(start, min(start + size, len(corpus)))
-        batch = {k: v.to(device) for k, v in corpus.batch(index, with_rule=with_rule, labels=False).items()}
+        batch = {k: v.to(device) for k, v in corpus.batch(index, labels=False).items()}
         out = model.generate(**batch, **decoding)
         found += [corpus.tokenizer.decode(row, skip_special_tokens=True).strip() for row in out]
     return found
@@ -196,8 +207,11 @@ def edits(rules: Sequence[Rule | None], items: Sequence[data.Article], names: fr
 def obedience(model: RuleBart, corpus: Corpus, names: frontend.Names, size: int = 64,
               **decoding: Any) -> dict[str, float | None]:  # fmt: skip
     """For each kind of edit: of how many per cent of the captions the new name comes and the old one goes
-    ("obey_agent", "obey_place"), and the number of items that could be edited ("edited_agent", ...)."""
+    ("obey_agent", "obey_place"), and the number of items that could be edited ("edited_agent", ...). None for a
+    captioner that gets no rule."""
     out: dict[str, float | None] = {}
+    if corpus.way == "none":
+        return dict.fromkeys(("obey_agent", "obey_place"))
     for kind in ("agent", "place"):
         changed = edits(corpus.rules, corpus.items, names, kind)
         index = list(changed)

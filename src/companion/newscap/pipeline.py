@@ -102,14 +102,14 @@ def spell_batch(rules: Sequence[Rule | None], tokenizer: Any, most: int) -> dict
     return out
 
 
-def save_pretrained(folder: str | Path, model: RuleBart, tokenizer: Any, *, names: str, clip: str,
+def save_pretrained(folder: str | Path, model: RuleBart, tokenizer: Any, *, names: str, clip: str, visual: str = "",
                     **decoding: Any) -> None:  # fmt: skip
     """Store a trained captioner for `NewsCaptioner.from_pretrained`: model, tokenizer, the other stages' checkpoints
-    (hub names or folders) and how to decode (num_beams, max_length, length_penalty)."""
+    (hub names or folders; `visual`: the CLIP of the image vectors, default `clip`) and how to decode (num_beams, ...)."""
     folder = Path(folder)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder / "tokenizer")
-    stages = {"names": names, "clip": clip, "decoding": decoding}
+    stages = {"names": names, "clip": clip, "visual": visual or clip, "decoding": decoding}
     (folder / "stages.json").write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
 
 
@@ -155,7 +155,8 @@ class NewsCaptioner:
         if model.config.image_width:
             from companion.newscap.corpus import clip_vectors
 
-            several = clip_vectors(match)
+            same = isinstance(match, frontend.ClipMatcher) and stages["visual"] == stages["clip"] == clip
+            several = clip_vectors(match if same else frontend.ClipMatcher(stages["visual"]))
             vectors = lambda image: several([image])[0]  # noqa: E731
         writer = BartWriter(
             model, AutoTokenizer.from_pretrained(folder / "tokenizer"), vectors, **stages["decoding"]
