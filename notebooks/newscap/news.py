@@ -110,20 +110,13 @@ print({split: len(part) for split, part in items.items()})
 
 # %%
 if p["set"] == "newsworld":
-    from transformers import PreTrainedTokenizerFast
-
     situation = reduced.situations()
     stages = (
         frontend.WorldNames(),
         lambda image: situation(reduced.np.array(image)),
         frontend.WorldMatcher(situation),
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=reduced.tokenizer(), bos_token="<s>", eos_token="</s>",
-                                        pad_token="<pad>", unk_token="<unk>", mask_token="<mask>")  # fmt: skip
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": list(pipeline.MARKERS)}
-    )
-    tokenizer.backend_tokenizer.post_processor = reduced.ends()
+    tokenizer = pipeline.as_hugging_face(reduced.tokenizer())
     bart, width = reduced.pretrained(), 64
 
     def vectors(pictures):

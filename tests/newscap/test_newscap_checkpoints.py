@@ -134,15 +134,11 @@ def test_prompted_scores_say_the_roles_definition(clip):
 @pytest.fixture(scope="module")
 def captioner(ner, clip, tmp_path_factory):
     """A whole captioner on disk: the tiny BART and tokenizer of the news world, with the tiny NER and CLIP."""
-    from transformers import PreTrainedTokenizerFast
-
     from companion.newscap import pipeline, reduced
     from companion.newscap.model import RuleBart, RulePrefixConfig
 
     folder = tmp_path_factory.mktemp("captioner")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=reduced.tokenizer(), bos_token="<s>", eos_token="</s>",
-                                        pad_token="<pad>", unk_token="<unk>", mask_token="<mask>")  # fmt: skip
-    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKERS)})
+    tokenizer = pipeline.as_hugging_face(reduced.tokenizer())
     torch.manual_seed(0)
     config = RulePrefixConfig(image_width=16, image_tokens=3, mapper="clipcap", mid=8)
     pipeline.save_pretrained(folder, RuleBart(reduced.pretrained(), config), tokenizer, names=ner, clip=clip, num_beams=2,

@@ -9,8 +9,8 @@ import torch
 from companion import datasets
 from companion.newscap import corpus, data, frontend, reduced, world
 from companion.newscap.model import RuleBart, RulePrefixConfig
-from companion.newscap.pipeline import NewsCaptioner
-from companion.newscap.rule import MARKERS, Entity, Rule
+from companion.newscap.pipeline import NewsCaptioner, as_hugging_face
+from companion.newscap.rule import Entity, Rule
 
 ANA, LEO, MIA = (Entity(n, "PER") for n in ("Ana Torres", "Leo Park", "Mia Sato"))
 NAMES = frontend.GazetteerNames(
@@ -24,12 +24,7 @@ def item(k="0", caption="Ana Torres hugs Leo Park at Corvo on Friday .", image="
 
 
 def tokenizer():
-    from transformers import PreTrainedTokenizerFast
-
-    made = PreTrainedTokenizerFast(tokenizer_object=reduced.tokenizer(), bos_token="<s>", eos_token="</s>",
-                                   pad_token="<pad>", unk_token="<unk>", mask_token="<mask>")  # fmt: skip
-    made.add_special_tokens({"additional_special_tokens": list(MARKERS)})
-    return made
+    return as_hugging_face(reduced.tokenizer())
 
 
 def parts(way="prefix", rules=None, items=None):

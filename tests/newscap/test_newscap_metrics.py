@@ -35,6 +35,21 @@ def test_bleu_agrees_with_sacrebleu_without_its_tokeniser():
     assert 100 * m.bleu(h, r)[3] == pytest.approx(theirs.score, abs=1e-4)
 
 
+def test_rouge_agrees_with_rouge_score_at_its_beta():
+    """rouge-score weighs precision and recall alike; with beta = 1 ours is the same number."""
+    rouge_score = pytest.importorskip("rouge_score.rouge_scorer")
+    from rouge_score.tokenizers import Tokenizer
+
+    class Words(Tokenizer):
+        def tokenize(self, text):
+            return text.split(" ")
+
+    scorer = rouge_score.RougeScorer(["rougeL"], tokenizer=Words())
+    h, r = cleaned()
+    theirs = [scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(h, r, strict=True)]
+    assert m.rouge_l(h, r, beta=1.0) == pytest.approx(theirs, abs=1e-12)
+
+
 def test_longest_common_subsequence_against_the_table():
     import random
 

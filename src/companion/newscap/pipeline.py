@@ -102,6 +102,20 @@ def spell_batch(rules: Sequence[Rule | None], tokenizer: Any, most: int) -> dict
     return out
 
 
+def as_hugging_face(tokenizer: Any) -> Any:
+    """A `tokenizers.Tokenizer` with BART's special tokens as a Hugging Face tokenizer that knows the rule's markers
+    and puts <s> and </s> around a text."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+                                   unk_token="<unk>", mask_token="<mask>")  # fmt: skip
+    made.add_special_tokens({"additional_special_tokens": list(MARKERS)})
+    ends = [(t, made.convert_tokens_to_ids(t)) for t in ("<s>", "</s>")]
+    made.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    return made
+
+
 def save_pretrained(folder: str | Path, model: RuleBart, tokenizer: Any, *, names: str, clip: str, visual: str = "",
                     **decoding: Any) -> None:  # fmt: skip
     """Store a trained captioner for `NewsCaptioner.from_pretrained`: model, tokenizer, the other stages' checkpoints
