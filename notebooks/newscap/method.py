@@ -49,14 +49,17 @@ if importlib.util.find_spec("companion") is None:
     )
 
 # %%
+import base64
+import io
+
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from companion import plotting, training
 from companion.newscap import frontend, metrics, reduced, world
-from companion.newscap.pipeline import NewsCaptioner
+from companion.newscap.pipeline import BartWriter, NewsCaptioner, as_hugging_face
 from companion.newscap.rule import Frames, Rule
 
 plotting.theme()
@@ -121,14 +124,29 @@ names = frontend.WorldNames()
 print("names:    ", ", ".join(f"{e.text} ({e.type})" for e in names(item.article)))
 seen = stage(item.image)
 print("situation:", seen.verb, dict(seen.nouns))
+score = frontend.WorldMatcher(stage).read(item.article)(
+    item.image, seen, names(item.article)
+)
+for e in names(item.article)[:3]:
+    fits = ", ".join(f"{role} {score(role, e):.2f}" for role in seen.boxes)
+    print(f"          {e.text} fits {fits}")
 pipeline = NewsCaptioner(
     names, stage, frontend.WorldMatcher(stage), lambda image, article, rule: ""
 )
 rule, _ = pipeline.rule(item.image, item.article)
 print("rule:     ", rule)
 
-# %% mystnb={"figure": {"caption": "The rule that was read from image and article, beside its image.", "name": "fig-newscap-rule"}, "image": {"alt": "A drawn picture with the verb and its filled roles written beside it"}}
+# %% mystnb={"figure": {"caption": "The rule that was read from image and article, drawn on its image: each box has the colour of the role it fills.", "name": "fig-newscap-rule"}, "image": {"alt": "A drawn picture with a coloured box around each of two figures, and beside it the verb and its filled roles in the same colours"}}
 axes = rule.show(item.image)
+
+# %% [markdown]
+# The rule is an object: print it, edit it, store it. The token string is what BART's prefixes are made of.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print(rule.spell())
+print(rule.edit(verb="hugging", place="Quera"))
+print(Rule.from_json(rule.to_json()) == rule)
 
 # %% [markdown]
 # ## 4. A prefix pushed through one attention layer
@@ -201,15 +219,8 @@ print(slots)
 train = world.make("train", 1500, seed=0)
 rules = reduced.predicted_rules(train, stage)
 data = reduced.tensors(train, rules, reduced.image_vectors(train, stage), condition)
-config = training.FitConfig(
-    steps=110,
-    lr=2e-3,
-    warmup=15,
-    weight_decay=0.01,
-    schedule="linear",
-    final_lr=0.01,
-    betas=(0.9, 0.98),
-)
+config = training.FitConfig(steps=150, lr=2e-3, warmup=20, weight_decay=0.01, schedule="linear", final_lr=0.01,
+                            betas=(0.9, 0.98))  # fmt: skip
 fitted = reduced.fit_captioner(captioner, data, config, 32, 0, title="rule prefix")
 
 # %%
@@ -218,14 +229,6 @@ vectors = reduced.image_vectors(items, stage)
 said = captioner.captions(reduced.tensors(items, test_rules, vectors, condition))
 hits = reduced.slot_hits(said, items)
 print({name: f"{100 * h.mean():.0f} %" for name, h in hits.items()})
-scores = metrics.evaluate(said, [i.caption for i in items], reduced.gazetteer())
-shown = ("bleu4", "rouge_l", "cider", "entity_precision", "entity_recall")
-print(
-    {
-        name: None if scores[name] is None else round(scores[name], 1)
-        for name in shown
-    }
-)
 
 # %% [markdown]
 # Sixty items and seconds of training: a demonstration, not evidence. The counted comparison, with a captioner that
@@ -234,35 +237,64 @@ print(
 #
 # ## 7. Editing the rule
 #
-# Image and article stay; one element of the rule changes. Does the caption follow?
+# The trained captioner becomes the last stage of the pipeline. Image and article stay; one element of the rule changes.
+# Does the caption follow?
+
 
 # %%
-rows = []
-for kind in ("none", "verb", "swap", "place", "bystander"):
-    changed = (
-        test_rules[0]
-        if kind == "none"
-        else reduced.edited(test_rules[0], item, kind, np.random.default_rng(0))[0]
-    )
-    caption = captioner.captions(
-        reduced.tensors([item], [changed], vectors[:1], condition)
-    )[0]
-    support = reduced.supported(caption, item.article, changed, reduced.gazetteer())
-    rows.append({"edit": kind, "rule": str(changed), "caption": caption,
-                 "names without support": ", ".join(n for n, why in support if why == "nothing") or "none"})  # fmt: skip
+def vector(image):
+    with torch.no_grad():
+        return stage.net.features(torch.from_numpy(image)[None])[0]
+
+
+writer = BartWriter(
+    captioner.core, as_hugging_face(reduced.tokenizer()), vector, num_beams=3
+)
+pipeline = NewsCaptioner(names, stage, frontend.WorldMatcher(stage), writer)
+agent, other = reduced.two_roles(rule.verb)
+bystander = list(item.people)[2]
+elsewhere = list(item.places)[1]
+edits = {
+    "none": {},
+    "another verb": {"verb": "hugging"},
+    "people swapped": {"swap": (agent, other)},
+    "another place": {"place": elsewhere},
+    "bystander as agent": {agent: bystander},
+}
+got = {kind: pipeline.caption(item.image, item.article, edit=e) for kind, e in edits.items()}  # fmt: skip
+
+
+# %% tags=["hide-input"]
+def picture(image):
+    file = io.BytesIO()
+    Image.fromarray(image).resize((72, 72), 0).save(file, format="PNG")
+    code = base64.b64encode(file.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{code}" alt="the photograph" />'
+
+
+def support(g):
+    said = [f"{s.text}: {s.by}" for s in g.audit(item.article, reduced.find_names)]
+    return ", ".join(said)
+
+
+# %%
+rows = [{"image": picture(item.image), "edit": kind, "rule": str(g.rule), "caption": g.caption, "audit": support(g)}
+        for kind, g in got.items()]  # fmt: skip
 pd.DataFrame(rows).style.hide(axis="index")
 
 # %% [markdown]
-# The last column is a small **audit**: for every name of the caption, does the rule or the article hold it? How often
-# captions obey is counted in [control](control.ipynb).
+# The last column is the **audit**: for every name of the caption, does the rule hold it, or only the article, or
+# nothing? A name that nothing supports should not be printed. How often captions obey is counted in
+# [control](control.ipynb).
 #
 # ## 8. What the rule marks
 #
-# Attention weights of the last encoder layer: how much each article token looks at the rule.
+# Attention weights of the last encoder layer: how much each article token looks at each part of the rule.
 
-# %% mystnb={"figure": {"caption": "Share of attention that each article token gives to the rule in the last encoder layer, mean over heads, after the short training above.", "name": "fig-newscap-attention"}, "image": {"alt": "Bars, one per article token, showing the share of attention that goes to rule tokens"}}
+# %% mystnb={"figure": {"caption": "Attention from article tokens (columns) to the parts of the rule (rows) in the last encoder layer, mean over heads, after the short training above. Names of people look at the people of the rule, names of places at its place; other words hardly look, and none at the verb.", "name": "fig-newscap-attention"}, "image": {"alt": "Heat map with one column per article token and one row per part of the rule; people columns are dark in the rows of people, place columns in the row of the place"}}
+core = captioner.core
 core.bart.set_attn_implementation("eager")
-inputs = reduced.tensors([item], [test_rules[0]], vectors[:1], condition).rows(
+inputs = reduced.tensors([item], [rule], vectors[:1], condition).rows(
     slice(0, 1), condition
 )
 kept = []
@@ -272,18 +304,59 @@ with torch.no_grad():
     core.encode(**inputs)
 hook.remove()
 core.bart.set_attn_implementation("sdpa")
-p = inputs["rule_ids"].shape[1]
-share = kept[0][0, :, 10:, :p].sum(-1).mean(0)
+ids, slots = reduced.rule_tokens(rule)
+share = kept[0][0, :, 10:, : len(ids)].mean(0)  # article tokens x rule tokens
 words = [
     reduced.tokenizer().decode([t]).strip() or "·"
     for t in inputs["input_ids"][0].tolist()
 ]
-fig, ax = plt.subplots(figsize=(9, 2.8))
-ax.bar(range(len(words)), share.numpy())
+# neighbouring rule tokens of one kind are one part: a name, a role's name, ...
+parts = [[k] for k in range(len(ids))]
+for k in range(len(ids) - 1, 0, -1):
+    if slots[k] == slots[k - 1] and slots[k] != 0:
+        parts[k - 1] += parts.pop(k)
+parts = [part for part in parts if slots[part[0]] in (1, 3)]
+labels = [
+    reduced.tokenizer().decode([ids[k] for k in sorted(part)]).strip()
+    for part in parts
+]
+grid = torch.stack([share[:, part].sum(-1) for part in parts])
+fig, ax = plt.subplots(figsize=(9, 2.6))
+shown = ax.imshow(grid, cmap="Blues", vmin=0, aspect="auto")
 ax.set_xticks(range(len(words)), words, rotation=90, fontsize=8)
-ax.set(
-    ylabel="attention on the rule", title="Which article tokens look at the rule"
-)
+ax.set_yticks(range(len(labels)), labels)
+ax.grid(False)
+bar = fig.colorbar(shown, label="attention")
+
+# %% [markdown]
+# ## 9. Scores, and how they drift
+#
+# Metrics are those of transform-and-tell, without Java. Two things move them although no caption changes: CIDEr takes
+# its document frequencies from the evaluated set, and entity scores depend on whether names are lower-cased.
+
+# %%
+truth = [i.caption for i in items]
+scores = metrics.evaluate(said, truth, reduced.gazetteer())
+shown = ("bleu4", "rouge_l", "cider", "entity_precision", "entity_recall")
+print({name: round(scores[name], 1) for name in shown})
+
+# %%
+# NBVAL_CHECK_OUTPUT
+guess = ["Ana Torres hugs Leo Park at Corvo on Friday."] * 2
+real = ["Ana Torres hugs Leo Park at Lanta on Friday."] * 2
+others = [i.caption for i in world.make("valid", 400, seed=5, pictures=False)]
+for extra in (0, 20, 400):
+    rest = others[:extra]
+    cider = metrics.cider_d(guess + rest, real + rest)[0]
+    print(
+        f"CIDEr of one and the same caption among {extra + 2} captions: {cider:.2f}"
+    )
+shouted = metrics.Gazetteer({"Ana Torres": "PERSON", "ANA TORRES": "PERSON"})
+for protocol in metrics.PROTOCOLS:
+    found = metrics.entity_scores(
+        ["ANA TORRES spoke"], ["Ana Torres spoke"], shouted, protocol=protocol
+    )
+    print(f"{protocol}: entity precision {found['entity_precision']:.0f}")
 
 # %% [markdown]
 # ## What the paper says, what the code does
@@ -296,11 +369,13 @@ ax.set(
 # | entity to role | not known | by type, then score, one to one (`fill_roles`) |
 # | injection | prefix-tuning, last three encoder layers (a summary) | `layers="last3"`; keys and values from an MLP (`mlp_kv`) or the layer's own projections (`proj_hidden`) |
 # | which of the two | not known | the reduced tables use `proj_hidden`, which learns in fewer steps; `mlp_kv` is the default at full size |
-# | decoder | not mentioned | untouched; `where="cross"` is a comparison of ours |
+# | image | not known | one CLIP vector to 20 positions by ClipCap's mapper (`mapper="clipcap"`, the nearest published system's); in the news world ten vectors of the small CNN |
+# | decoder | not mentioned | untouched; `where="decoder"` and `where="cross"` are comparisons of ours |
 #
-# **Traps.** `peft`'s prefix tuning cannot do this: for encoder-decoder models it reaches only the decoder, and its prefix is
-# the same for every input. CIDEr of 500 captions is not comparable with CIDEr of 23,000: document frequencies come from
-# the evaluated set. Entity precision depends on the spaCy version and on whether names are lower-cased (`protocol`).
+# **Traps.** `peft`'s prefix tuning cannot do this: for encoder-decoder models its prefix travels in the decoder's cache and
+# never reaches the encoder, and it is one table for all inputs (a test of the package shows both). CIDEr of 500 captions
+# is not comparable with CIDEr of 23,000, as section 9 shows. Entity precision depends on the spaCy version and on
+# whether names are lower-cased (`protocol`).
 #
 # ## Exercises
 #
