@@ -135,11 +135,16 @@ print(f"all four parts right: {100 * right:.1f} %")
 reduced.save_weights("bart", bart)
 reduced.save_weights("situations", net)
 
-# %% mystnb={"figure": {"caption": "Denoising loss. The steep part is the discovery of copying.", "name": "fig-newscap-pretrain"}, "image": {"alt": "Denoising loss over training steps, falling steeply in the first hundreds of steps"}}
+# %% mystnb={"figure": {"caption": "Denoising loss of this run, which stops early, and of the recorded one, whose weights are committed.", "name": "fig-newscap-pretrain"}, "image": {"alt": "Two falling curves over training steps on a logarithmic axis; the short one ends where the recorded one is still high"}}
+recorded = records.read(records.evidence_folder(), "newscap", "pretrain", "real")
+named = {
+    f"recorded, seed {r['run']['seed']}": r["curves"]["loss"] for r in recorded
+}
 axes = plotting.curves(
-    {"loss": fitted.curves["loss"]},
+    {"this run": fitted.curves["loss"]} | named,
     y="cross-entropy (nats per token)",
     title="Pre-training",
+    log="x",
 )
 
 # %%
