@@ -81,8 +81,8 @@ added = training.trainable(captioner.core.rule)[1] if captioner.core.layers or p
 # ## One item, six edits
 #
 # The last two edits are different in kind. A *deleted* role asks for nothing in particular. A name from *outside* the
-# article can hardly appear with an encoder prefix: the decoder never sees the rule, it sees article states that the
-# rule has marked.
+# article is hard for an encoder prefix: the decoder never sees the rule, only article states in which the rule has
+# marked names; a name that has no mention must be written into the states of other words.
 
 # %%
 rows = [{"edit": "none", "given": rules[0]}]

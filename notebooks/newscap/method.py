@@ -186,7 +186,9 @@ print(
 # %% [markdown]
 # Two things follow. A masked or empty rule leaves BART exactly as it was (a test of the package holds this at
 # $10^{-6}$ for whole models). And the encoder still returns one state per article token: **the decoder never sees the
-# rule**. The rule acts by *marking* article tokens; a name that is not in the article can hardly get into the caption.
+# rule**. The rule can act only through the states of article and image tokens: by *marking* the mentions of its names,
+# and by writing into these states what the article does not say. How far the second goes is measured in
+# [control](control.ipynb), with names that are not in the article.
 #
 # ## 5. The rule inside BART
 #
@@ -387,8 +389,8 @@ for protocol in metrics.PROTOCOLS:
 #
 # 1. The day and, after longer training, the verb and the kind of place: the article holds the day, and the image vectors
 #    hold verb, coats and place. Names need the article *and* the image, which takes far longer to learn.
-# 2. Mostly a name of the article, because the decoder can only copy what the encoder hands over: states of article
-#    tokens. See the column "name not in the article" in [control](control.ipynb).
+# 2. Less often the new name than with an edit inside the article: the decoder sees only the states of article and image
+#    tokens, and the rule has to write the name into them. See "outside" in [control](control.ipynb).
 # 3. It equals plain BART with these weights, which were trained to rely on the rule; expect it to be worse.
 #
 # </details>
