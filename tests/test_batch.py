@@ -89,6 +89,11 @@ def test_show_in_all_forms(capsys):
         assert "65.0" in out
 
 
+def test_show_takes_the_smallest_scale_that_a_table_has(capsys):
+    assert cli.main(["show", "gestur", "pacs"]) == 0
+    assert "(real scale" in capsys.readouterr().out
+
+
 def test_list_and_show_load_nothing_heavy():
     code = ("import sys; from companion import cli; cli.main(sys.argv[1:]); "
             "heavy = {'torch', 'transformers', 'snakemake', 'papermill', 'pandas', 'sympy', 'matplotlib'}; "

@@ -94,6 +94,7 @@ def _dry_run(jobs: list, there: int, scale: str) -> int:
 def show(args: argparse.Namespace) -> int:
     """Reported beside reproduced."""
     table = tables.table(args.paper, args.table)
+    args.scale = args.scale or ("reduced" if "reduced" in table.scales else next(iter(table.scales), "full"))
     if args.scale not in table.scales:
         raise tables.TableError(f"{args.paper} {args.table}: scale {args.scale!r} does not exist; did you mean "
                                 f"{tables.nearest(args.scale, table.scales)}?")  # fmt: skip
@@ -163,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     p = sub.add_parser("show", help="reported beside reproduced")
     p.add_argument("paper")
     p.add_argument("table")
-    p.add_argument("--scale", default="reduced")
+    p.add_argument("--scale", help="reduced, real or full; default: the smallest that the table has")
     p.add_argument("--format", default="text", help="text, markdown, csv or latex")
     p.set_defaults(call=show)
     sub.add_parser("doctor", help="what this machine has and can run").set_defaults(call=doctor)
