@@ -2,13 +2,15 @@
 
     python benchmarks/dgsct_unit.py [--task ave] [--frames 10] [--repeats 3] [--threads 1] [--stages 3 4]
 
-Both hold the same weights; outputs and gradients are compared before anything is timed (`companion.dgsct.plain`).
+Both hold the same weights; outputs and gradients are compared before anything is timed (`companion.dgsct.plain`). Writes `dgsct_unit.json` beside it.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
+from companion import records
 from companion.dgsct import plain
 
 
@@ -24,15 +26,21 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{args.task}, {args.frames} frames, {device}, {args.threads} thread(s), torch {torch.__version__}")
-    found = []
+    found, rows = [], {}
     for stage in args.stages:
         for side in ("visual", "audio"):
             one = plain.compare(args.task, stage, side, args.frames, args.repeats, device)
             found.append((stage, one))
+            rows[f"stage {stage}, {side}"] = one
             print(f"stage {stage} {side:6}  plain {one['plain_ms']:8.1f} ms  ours {one['ours_ms']:8.1f} ms  "
                   f"ratio {one['ratio']:.2f}  outputs differ by {one['output']:.1e}, "
                   f"gradients by {one['gradient']:.1e}", flush=True)  # fmt: skip
-    print(f"all units of these stages: ratio {plain.model_ratio(found):.2f}")
+    ratio = plain.model_ratio(found)
+    print(f"all units of these stages: ratio {ratio:.2f}")
+    records.write_json(Path(__file__).with_suffix(".json"), {
+        "units": rows, "ratio over all units": round(ratio, 3), "target: at least": 1.5, "frames": args.frames,
+        "task": args.task, "threads": args.threads, "processor": records.processor(), "gpu": records.gpu(),
+        "versions": records.versions()})  # fmt: skip
 
 
 if __name__ == "__main__":
