@@ -94,7 +94,7 @@ def extract(videos: Path | str, out: Path | str, segments: int = 10, stride: int
         verify: check the contents of finished videos by their checksums, not only that files exist.
 
     Returns:
-        `{"done": [...], "there": n, "failed": {name: sentence}, "resampled": n}`.
+        A dictionary with `done` (names), `there` (how many were), `failed` (name to sentence) and `resampled` (how many).
 
     Raises:
         ValueError: no videos in the folder, or a number that makes no sense.

@@ -256,7 +256,7 @@ def train(model: nn.Module, data: Any, protocol: Protocol, check: Callable[[nn.M
         folder: checkpoints after every epoch; an interrupted training goes on from there.
 
     Returns:
-        `{"test": {...}, "best_epoch": n, "curves": {...}}`.
+        A dictionary with `test` (metrics), `best_epoch` and `curves`.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(place)

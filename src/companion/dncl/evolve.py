@@ -1,6 +1,6 @@
 """From candidate skeletons to formulas: pairing, mutation, constants, and selection by description length.
 
-The search is small and steady-state. Each round (a) pairs all known subtrees by +, -, *, / and scores every pair
+The search is small and steady-state. Each round (a) pairs all known subtrees by the four operations and scores every pair
 with its best outer constants in closed form, millions at a time, by a few matrix products; (b) mutates and
 crosses the best formulas; (c) fits all new constants in one batch (`companion.dncl.constants`). At the end,
 constants that lie within their standard error of a simple number are set to it, where that shortens the

@@ -1,10 +1,10 @@
-"""A symbolic regressor for noisy points, with scikit-learn's interface.
+"""A symbolic regressor for noisy points, with scikit-learn's interface::
 
     from companion.dncl import SymbolicRegressor
     model = SymbolicRegressor().fit(X, y)        # X: array or DataFrame, up to 3 columns are used
     model.formula_, model.equations_, model.sympy(), model.latex()
 
-or, from a file with a header:
+or, from a file with a header::
 
     python -m companion.dncl.regressor points.csv --target y --sigma dy
 
