@@ -124,14 +124,14 @@ def test_benchmarks_show_what_was_stored_and_say_what_was_not(tmp_path, monkeypa
     folder = tmp_path / "benchmarks"
     folder.mkdir()
     (folder / "fast.py").write_text('"""Fast against slow: `python`."""\n')
-    (folder / "later.py").write_text('"""Never run."""\n')
+    (folder / "later.py").write_text('"""Never run.\n\nIts details.\n"""\n')
     stored = {"ratio": 3.25, "rows": {"ours": {"seconds": 2, "identical": True}, "theirs": {"seconds": 6.5}}}
     (folder / "fast.json").write_text(
         json.dumps(stored | {"processor": "a processor", "versions": {"torch": "2"}})
     )
     monkeypatch.setattr(report.records, "checkout", lambda: tmp_path)
     page = BeautifulSoup(report.benchmarks(), "lxml")
-    assert [h.text for h in page.find_all("h2")] == ["Fast against slow", "Never run."]
+    assert [h.text for h in page.find_all("h2")] == ["Fast against slow", "Never run"]
     cells = [[c.text for c in row.find_all(["th", "td"])] for row in page.find_all("tr")]
     assert cells == [
         ["ratio", "3.25"],

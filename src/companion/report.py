@@ -217,9 +217,8 @@ def benchmarks() -> Html:
     root = records.checkout()
     parts = []
     for script in sorted((root / "benchmarks").glob("*.py")) if root else []:
-        about = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or script.stem).split(":")[
-            0
-        ]
+        about = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or script.stem
+        about = about.splitlines()[0].split(":")[0].rstrip(".")
         parts.append(f"<h2>{html.escape(about)}</h2>"
                      f"<p><code>python benchmarks/{script.name}</code></p>")  # fmt: skip
         stored = script.with_suffix(".json")
