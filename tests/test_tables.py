@@ -265,3 +265,11 @@ def test_every_shipped_cell_resolves(name):
             for cell in table.cells(scale):
                 assert table.cell(cell.row, cell.column, scale) == cell
                 assert cell.parameters
+
+
+def test_a_table_of_ours_has_nothing_unknown_to_report():
+    ours = tables.table("dncl", "training")
+    assert ours.origin == "companion"
+    assert not ours.reported
+    assert tables.table("dncl", "noise").reported["dn-cl", "0"].value is None
+    assert tables.table("dncl", "peers").reported["nesymres", "nguyen-0.05"].value == 12.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def table(paper: str, table_id: str, base: str = "../../") -> Html:
     parts = []
     origin = {"companion": "A table of ours; the paper has none like it.", "paper": "A table of the paper."}
     parts.append(f"<p>{html.escape(origin.get(t.origin, t.origin.replace('paper:', 'In the paper:')))} "
-                 f"{html.escape(t.caption)}</p>")  # fmt: skip
+                 f"{_inline(t.caption)}</p>")  # fmt: skip
     committed = records.read(records.evidence_folder(), paper, table_id)
     mine = records.read(records.runs_folder(), paper, table_id)
     there = [s for s in t.scales if any(r["run"]["scale"] == s for r in committed + mine)]
@@ -130,6 +131,12 @@ def table(paper: str, table_id: str, base: str = "../../") -> Html:
         parts.append(f"<p>Not run at: {', '.join(missing)}. "
                      f"<code>companion reproduce {paper} {table_id} --scale {missing[0]}</code></p>")  # fmt: skip
     return Html("".join(parts))
+
+
+def _inline(text: str) -> str:
+    """Escaped text with *emphasis* and `code`, the only markup that captions use."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    return re.sub(r"\*([^*\s][^*]*)\*", r"<em>\1</em>", text)
 
 
 def _runs(found: list[dict[str, Any]], base: str) -> str:

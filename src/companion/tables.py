@@ -324,7 +324,10 @@ def _table(paper: str, id_: str, content: Any, place: str) -> Table:
             spot = f"{place}, cell {row.id!r} × {column.id!r}"
             part = cells.pop(column.id, default if not row.reference else None)
             if part is not None:
-                reported[row.id, column.id] = _reported(part, spot)
+                value = _reported(part, spot)
+                # nobody reported a table of ours: there only values with an origin are kept
+                if value.value is not None or origin != "companion":
+                    reported[row.id, column.id] = value
             elif origin.startswith("paper") and not row.reference:
                 raise TableError(
                     f"{spot}: nothing reported; give a value with its origin, or origin = 'unknown'"
