@@ -213,7 +213,7 @@ def _verdict(verdict: str, small: str = "") -> str:
 
 
 def benchmarks() -> Html:
-    """Every script of `benchmarks/` with the numbers it stored beside itself (`<name>.json`), or "not measured here".
+    """Every script of `benchmarks/` with the numbers it stored beside itself (`<name>.json`), or "not measured yet".
 
     A stored file is a JSON object: plain values, and objects or lists of objects that become tables; `processor`,
     `gpu`, `threads` and `versions` say where it was measured. Outside a checkout: an empty page.
