@@ -94,6 +94,21 @@ def test_claims_show_effect_seeds_and_verdict(evidence):
     assert "not tested" in text
 
 
+def test_the_overview_counts_each_claim_once(evidence):
+    for seed in range(3):
+        for column in ("0.05", "0.1"):
+            make_record(evidence, "dn-cl", column, seed, 30.0 + seed)
+            make_record(evidence, "noise-augmented", column, seed, 20.0 + seed)
+    rows = BeautifulSoup(report.overview(), "lxml").select("tbody tr")
+    texts = {row.th.get_text(): [cell.get_text() for cell in row.select("td")] for row in rows}
+    assert set(texts) == {tables.paper(name).short for name in tables.available()}
+    *counts, runs = texts[tables.paper("dncl").short]
+    counts = [0 if c == "–" else int(c) for c in counts]
+    assert sum(counts) == len(tables.paper("dncl").claims)
+    assert counts[0] == 1  # against noise augmentation; every other claim lacks its records
+    assert runs == f"{len(records.read(evidence, 'dncl'))} runs"
+
+
 def test_publishing_fills_the_address_in_once_and_everywhere(tmp_path):
     home = tmp_path / "checkout"
     (home / "notebooks" / "dncl").mkdir(parents=True)

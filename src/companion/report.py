@@ -174,6 +174,31 @@ def _test(claim: tables.Claim) -> str:
     return f"{claim.table}: {claim.row}{other}{where}{', ' + claim.metric if claim.metric else ''} {bound}"
 
 
+def overview() -> Html:
+    """The front page's summary: per paper, how many of its claims got which verdict, linked to chapter and results.
+
+    A claim counts once, with its verdict at the largest scale that gave one.
+    """
+    order = ("supported", "mixed", "not supported", "not tested")
+    lines = []
+    for name in tables.available():
+        paper = tables.paper(name)
+        found = records.read(records.evidence_folder(), name)
+        count = dict.fromkeys(order, 0)
+        for claim in paper.claims:
+            scales = tables.SCALES if claim.table else ()
+            verdicts = [tables.judge(claim, paper, s, found).verdict for s in scales
+                        if s in paper.tables[claim.table].scales]  # fmt: skip
+            tested = [v for v in verdicts if v != "not tested"]
+            count[tested[-1] if tested else "not tested"] += 1
+        cells = "".join(f"<td>{count[v] or '–'}</td>" for v in order)
+        lines.append(f'<tr><th scope="row"><a href="papers/{name}.html">{html.escape(paper.short)}</a></th>{cells}'
+                     f'<td><a href="results/{name}.html">{len(found)} runs</a></td></tr>')  # fmt: skip
+    head = "".join(f'<th scope="col">{_verdict(v)}</th>' for v in order)
+    return Html(f'<div class="results overview"><table><thead><tr><th></th>{head}<th scope="col">results</th></tr></thead>'
+                f"<tbody>{''.join(lines)}</tbody></table></div>")  # fmt: skip
+
+
 def claims(papers: list[str] | None = None) -> Html:
     """Every claim with its verdict at every scale that has records; grouped by paper when there are several."""
     names = papers or tables.available()
@@ -274,7 +299,8 @@ def _short(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return "0" if text == "-0" else text
     if isinstance(value, int):
         return f"{value:,}"
     return ", ".join(map(_short, value)) if isinstance(value, list) else str(value)
