@@ -11,6 +11,8 @@ from typing import Any
 
 from companion import records, tables
 
+ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
+
 
 class Html(str):
     """Text that a notebook shows as HTML."""
@@ -49,18 +51,33 @@ def _ours(result: tables.Result, base: str) -> str:
     return f'<span class="{kind}"{title}>{text}</span>'
 
 
+def _head(column: tables.Line, metric: tables.Metric) -> str:
+    """A column's head: its title and, where it has a metric of its own, the metric's title, unit and direction.
+
+    When one of the two titles has all the words of the other, only that one is shown.
+    """
+    title = html.escape(column.title)
+    if not column.metric:
+        return title
+    ours, metrics = (set(re.findall(r"[\w.²/]+", text.lower())) for text in (column.title, metric.title))
+    if ours <= metrics:
+        title = html.escape(metric.title)
+    name = "" if ours <= metrics or metrics <= ours else html.escape(metric.title)
+    unit = f", {html.escape(metric.unit)}" if metric.unit and name else html.escape(metric.unit)
+    small = f"{name}{unit} {ARROWS[metric.direction]}".strip()
+    return f"{title}<br><small>{small}</small>" if small else title
+
+
 def _grid(
     table: tables.Table, scale: str, metric: tables.Metric | None, found: dict[str, list], base: str
 ) -> str:
     """One rows × columns table; every cell holds what is reported and what each source of records says."""
     grids = {name: tables.results(table, scale, recs, metric) for name, recs in found.items()}
     first = next(iter(grids.values()))
-    arrow = {"higher": "↑", "lower": "↓", "none": ""}
-    heads = []
-    for c in table.columns:
-        m = first[0][[x.id for x in table.columns].index(c.id)].metric
-        name = f"<br><small>{html.escape(m.title)} {arrow[m.direction]}</small>" if c.metric else ""
-        heads.append(f'<th scope="col">{html.escape(c.title)}{name}</th>')
+    heads = [
+        f'<th scope="col">{_head(c, result.metric)}</th>'
+        for c, result in zip(table.columns, first[0], strict=True)
+    ]
     lines, hidden = [], []
     for i, row in enumerate(table.rows):
         line = first[i]
@@ -93,7 +110,7 @@ def _grid(
     shown = metric or table.metrics[0]
     unit = f", {shown.unit}" if shown.unit else ""
     per_column = metric is None and any(c.metric for c in table.columns)
-    what = "" if per_column else f": {shown.title}{unit} {arrow[shown.direction]}"
+    what = "" if per_column else f": {shown.title}{unit} {ARROWS[shown.direction]}"
     caption = f"{table.title}{what} ({scale} scale)"
     return (f'<div class="results"><table><caption>{html.escape(caption)}</caption><thead><tr><th scope="col"></th>'
             f'{"".join(heads)}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>{left}')  # fmt: skip
