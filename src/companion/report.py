@@ -162,12 +162,15 @@ def _runs(found: list[dict[str, Any]], base: str) -> str:
     for r in found:
         run, made = r["run"], r["provenance"]
         device = made["gpu"]["name"] if made["gpu"] else made["processor"]
-        dirty = "+" if made["dirty"] else ""
+        commit = (made["commit"] or "unknown")[:8] + ("+" if made["dirty"] else "")
+        if confirmed := made.get("confirmed"):
+            why = f"a run of the code of that commit gave the same numbers: {confirmed['by']}"
+            commit += f' <span title="{html.escape(why)}">(confirmed at {confirmed["commit"][:8]})</span>'
         name = f"{run['row']} × {run['column']}, seed {run['seed']}"
         lines.append(
             f"<tr><td>{_link(r['path'], html.escape(name), base)}</td>"
             f"<td>{made['wall_s']:.0f} s</td><td>{made['peak_memory']['rss_mib'] or 0:.0f} MiB</td>"
-            f"<td>{html.escape(device)}</td><td>{(made['commit'] or 'unknown')[:8]}{dirty}</td></tr>"
+            f"<td>{html.escape(device)}</td><td>{commit}</td></tr>"
         )
     return (f"<details><summary>{len(found)} run records</summary><div class='results'><table><thead><tr>"
             "<th scope='col'>run</th><th scope='col'>time</th><th scope='col'>memory</th><th scope='col'>machine</th>"
