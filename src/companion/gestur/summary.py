@@ -7,6 +7,7 @@ settings. The figures are those of the chapter; all intervals are 95 % t-interva
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -99,6 +100,8 @@ def differences(table: str, scale: str, column: str, folder: Any = None) -> Any:
         for c in others if found else []:
             mean, half = interval([r["metrics"][ours.metric] - r["metrics"][c.metric] for r in found])
             lines[c.title][f"{row.title} ({count(found)})"] = f"{mean:+.1f} ± {half:.1f}"
+    if not any(lines.values()):
+        raise ValueError(f"there are no valid records of gestur {table} at scale {scale}")
     frame = pd.DataFrame(lines).T
     frame.index.name = f"{ours.title} minus"
     return frame
@@ -128,6 +131,8 @@ def selection(folder: Any = None) -> Any:
                 "λ picked": ", ".join(f"{name.removeprefix('lam=')} ({picked.count(name)}×)"
                                       for name in sorted(set(picked), key=lambda n: float(n.removeprefix("lam=")))),
             })  # fmt: skip
+    if not lines:
+        raise ValueError("there are no valid records of gestur selection at scale reduced")
     return pd.DataFrame(lines, columns=["", "rule", "unseen", "above λ = 0", "λ picked"])
 
 
@@ -153,6 +158,21 @@ def published() -> Any:
                 "images per source": rules.batch, "steps": rules.steps, "evaluated every": rules.every,
             })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def block(make: Any, *given: Any, note: str = "", **options: Any) -> Any:
+    """The frame that `make(*given, **options)` returns as HTML for a page; a sentence where there are no records yet."""
+    from companion import report
+
+    try:
+        frame = make(*given, **options)
+    except ValueError as error:
+        return report.Html(f"<p>Not run: {html.escape(str(error))}.</p>")
+    frame = frame if frame.index.name is None else frame.reset_index()
+    small = f"<p><small>{html.escape(note)}</small></p>" if note else ""
+    return report.Html(
+        f'<div class="results">{frame.to_html(border=0, index=False, na_rep="–")}</div>{small}'
+    )
 
 
 def show(mean: float, error: float) -> str:
