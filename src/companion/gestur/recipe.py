@@ -59,11 +59,27 @@ def method_config(p: Mapping[str, Any]) -> MethodConfig:
     return MethodConfig.of(found)
 
 
+# What each method reads besides learning rates, weight decay and dropout.
+OWN = {
+    "gestur": ("lam", "decay", "norm", "halve", "scope", "anchor", "predict"),
+    "ema": ("decay",),
+    "l2-sp": ("alpha",),
+    "miro": ("miro",),
+    "coral": ("gamma",),
+    "mixup": ("beta",),
+    "sam": ("rho",),
+    "sagm": ("rho", "match"),
+    "wise-ft": ("share",),
+}
+
+
 def settings(config: MethodConfig) -> str:
-    """The settings that differ from the defaults, as `lr=0.001, lam=0.1`."""
-    plain = MethodConfig()
-    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in vars(config).items()
-                     if v != getattr(plain, k) and k != "method")  # fmt: skip
+    """A method's settings as `lr=0.001, lam=0.1`: its own numbers, and what else of it differs from the defaults."""
+    plain, own = MethodConfig(), OWN.get(config.method, ())
+    shown = {k: v for k, v in vars(config).items()
+             if (k in own and type(v) is float)
+             or (k in (*own, "lr", "head_factor", "weight_decay", "dropout") and v != getattr(plain, k))}  # fmt: skip
+    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
 
 
 def protocol_config(p: Mapping[str, Any], seed: int) -> protocol.ProtocolConfig:

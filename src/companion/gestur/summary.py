@@ -137,27 +137,35 @@ def selection(folder: Any = None) -> Any:
 
 
 def published() -> Any:
-    """The settings of every run of the paper's tables, as a pandas frame: a line per backbone, method and data set."""
+    """The settings of every run of the paper's tables, as a pandas frame; methods and data sets that share all their
+    settings share a line."""
     import pandas as pd
 
     from companion.gestur import recipe
 
-    shown = {"lr": "learning rate", "dropout": "dropout", "weight_decay": "weight decay"}
-    own = {"gestur": ("lam", "λ"), "miro": ("miro", "λ"), "sagm": ("match", "α")}
-    lines = []
+    lines: dict[tuple[str, ...], dict[str, list[str]]] = {}  # settings -> method -> data sets
     for name in ("resnet50", "clip", "swag"):
         t = tables.table("gestur", name)
         titles = {r.id: r.title for r in t.rows}
         for cell in t.cells("full"):
             config, rules = recipe.method_config(cell.parameters), recipe.protocol_config(cell.parameters, 0)
-            key, symbol = own.get(config.method, ("", ""))
-            lines.append({
-                "backbone": cell.parameters["backbone"], "method": titles[cell.row], "data": cell.parameters["data"],
-                **{title: f"{getattr(config, k):g}" for k, title in shown.items()},
-                "own": f"{symbol} = {getattr(config, key):g}" if key else "",
-                "images per source": rules.batch, "steps": rules.steps, "evaluated every": rules.every,
-            })  # fmt: skip
-    return pd.DataFrame(lines)
+            own = [
+                f"{k} = {v:g}"
+                for k in recipe.OWN.get(config.method, ())
+                if type(v := getattr(config, k)) is float
+            ]
+            key = (cell.parameters["backbone"], f"{config.lr:g}", f"{config.dropout:g}", f"{config.weight_decay:g}",
+                   ", ".join(own), str(rules.batch), str(rules.steps), str(rules.every))  # fmt: skip
+            lines.setdefault(key, {}).setdefault(titles[cell.row], []).append(cell.parameters["data"])
+    merged: dict[tuple[str, ...], list[str]] = {}
+    for key, methods in lines.items():
+        for method, sets in methods.items():
+            merged.setdefault((*key, " · ".join(sets)), []).append(method)
+    return pd.DataFrame(
+        [{"backbone": k[0], "method": " · ".join(methods), "data": k[8], "learning rate": k[1], "dropout": k[2],
+          "weight decay": k[3], "own": k[4], "images per source": k[5], "steps": k[6], "evaluated every": k[7]}
+         for k, methods in merged.items()]
+    ).sort_values(["backbone", "method"], ignore_index=True)  # fmt: skip
 
 
 def block(make: Any, *given: Any, note: str = "", **options: Any) -> Any:
@@ -294,7 +302,7 @@ def figure_ablation() -> Any:
     fig, axes = plt.subplots(1, len(t.rows), figsize=(9, 3.8), sharey=True, sharex=True)
     for ax, row in zip(axes, t.rows, strict=True):
         ax.axvline(0, color=plotting.INK, lw=0.8)
-        ax.set(xlabel="unseen accuracy, minus the published form's (points)")
+        ax.set(xlabel="minus the published form (points)")
         if not (found := valid("gestur", "ablation", "reduced", row.id)):
             continue
         gains = [
