@@ -230,3 +230,66 @@ def test_a_notebook_out_of_step_with_its_text_is_refused(toy):
     assert "notebooks/toy/t.ipynb is out of step with its .py" in out + err
     assert "Traceback" not in out + err
     assert not list(home.glob("runs/**/seed-*.json"))
+
+
+def test_confirm_keeps_what_new_code_repeats_and_nothing_else(toy):
+    import jupytext
+
+    home, run = toy
+    source = home / "notebooks" / "toy" / "t.py"
+
+    def edit(old, new):
+        text = source.read_text().replace(old, new)
+        assert new in text
+        source.write_text(text)
+        jupytext.write(jupytext.read(source), source.with_suffix(".ipynb"))
+        commit()
+
+    def commit():
+        for words in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "x"]):
+            subprocess.run(["git", "-C", str(home), *words], check=True)
+
+    def call(*words):
+        process = run(*words)
+        out, err = process.communicate(timeout=240)
+        return process.returncode, out + err
+
+    jupytext.write(jupytext.read(source.with_suffix(".ipynb")), source, fmt="py:percent")
+    (home / ".gitignore").write_text("runs/\n__pycache__/\n*.seed-*.ipynb\nresults/**/*.ipynb\n")
+    subprocess.run(["git", "init", "-q", str(home)], check=True)
+    commit()
+    keep = ["--row", "good", "--seeds", "2", "--jobs", "1", "--record-dir", str(home / "results")]
+    code, out = call("reproduce", "toy", "t", *keep)
+    assert code == 0, out
+    paths = [home / f"results/reduced/toy/t/good/x/seed-{k}.json" for k in range(2)]
+    old = [records.load(p) for p in paths]
+    commit()
+
+    source.write_text(source.read_text() + "\n# %%\nunused = 1\n")
+    assert call("confirm", "toy")[0] == 2  # uncommitted changes: such a run would name the wrong commit
+    edit("unused = 1", "unused = 2")
+    code, out = call("confirm", "toy", "--jobs", "1")
+    assert code == 0, out
+    assert "2 of 2 records hold" in out
+    new = [records.load(p) for p in paths]
+    kept = [n for n in new if "confirmed" in n["provenance"]]
+    assert len(kept) == 1  # the other one is the witness, a run of the new code
+    assert kept[0]["provenance"]["commit"] == old[0]["provenance"]["commit"]
+    assert kept[0]["metrics"] in [o["metrics"] for o in old]
+    assert "0 to do" in call("reproduce", "toy", "t", *keep)[1]
+
+    commit()
+    edit("seed + 1.0", "seed + 2.0")
+    code, out = call("confirm", "toy", "--jobs", "1")
+    assert code == 1
+    assert "stay stale" in out
+    assert "2 to do" in call("reproduce", "toy", "t", *keep)[1]
+
+
+def test_numbers_differ_beyond_six_digits_only():
+    def of(**metrics):
+        return {"metrics": metrics}
+
+    old = of(a=1.0, b=float("nan"), c=None, d=2.0)
+    assert records.differences(old, of(a=1.0 + 1e-9, b=float("nan"), c=None, d=2.1), ["a", "b", "c"]) == []
+    assert records.differences(old, of(a=1.001, b=0.0, c=1.0), ["a", "b", "c", "d"]) == ["a", "b", "c", "d"]

@@ -156,3 +156,18 @@ def test_benchmarks_show_what_was_stored_and_say_what_was_not(tmp_path, monkeypa
     ]
     assert "a processor, torch 2" in page.text
     assert "Not measured yet." in page.text
+
+
+@pytest.mark.parametrize(
+    ("title", "metric", "unit", "shown"),
+    [
+        ("η = 0.1", "", "%", "η = 0.1"),  # the table's own metric stands in the caption
+        ("top-1", "top-1", "%", "top-1<br><small>% ↑</small>"),
+        ("exact, η = 0", "exact skeleton, η = 0", "%", "exact skeleton, η = 0<br><small>% ↑</small>"),
+        ("Nguyen recovered", "recovered", "", "Nguyen recovered<br><small>↑</small>"),
+        ("λ < 1", "unseen", "%", "λ &lt; 1<br><small>unseen, % ↑</small>"),
+    ],
+)
+def test_a_head_says_once_what_title_and_metric_share(title, metric, unit, shown):
+    column = tables.Line("c", title, ("reduced",), metric=metric and "m")
+    assert report._head(column, tables.Metric("m", metric, "higher", unit)) == shown

@@ -382,6 +382,11 @@ ax = plotting.curves({name: analysis.along_the_line(start, end, f, shares) for n
 # 2. What are GE and $d$ for $m = 0$ and for $m = 1$? Why must TE predict in the second case?
 # 3. After how many steps has GE forgotten 99 % of the pre-trained weights at $m = 0.999$? How does that compare with the
 #    5001 steps of DomainBed?
+# 4. Leave-one-domain-out selection measures how well a source is recognised by trainings that did not see it. Does it
+#    choose a larger λ than validation on the sources here, where all sources share the shortcut? And if every source had a
+#    shortcut of its own?
+# 5. Put your own two-dimensional loss into `noisy_source`: one where the unseen minimum lies *beyond* the sources' on the
+#    shortcut axis. What does the estimate do now?
 #
 # <details><summary>Solutions</summary>
 #
@@ -391,8 +396,14 @@ ax = plotting.curves({name: analysis.along_the_line(start, end, f, shares) for n
 #    chance; $d$ is the way from the start, a normalised L2-SP.
 # 3. $0.999^t = 0.01$ at $t = 4603$: at the end of a run GE holds 0.7 % of the start. The anchor is the recent past, not the
 #    pre-trained model.
+# 4. Yes (the table "selection" shows by how much): the left-out source carries the shortcut, but in a style that training
+#    did not see, and that shift alone punishes features bent towards the other sources. What it cannot see is the broken
+#    shortcut; the oracle can. With a shortcut of its own in every source the left-out one would break the others', and
+#    leave-one-domain-out would be close to the oracle.
+# 5. It brakes all the same. The estimate knows the path and not the target: with the unseen minimum ahead, its cosine with
+#    the unseen gradient is negative and a larger λ ends farther from it.
 #
 # </details>
 #
-# **Next:** [methods and shortcuts](unseen.ipynb) · [λ and ablations](variants.ipynb) · [gradients](gradients.ipynb) ·
-# [pre-training](pretraining.ipynb)
+# **Next:** [methods, λ, ablations](variants.ipynb) · [unseen domains](unseen.ipynb) · [gradients](gradients.ipynb) ·
+# [cost](cost.ipynb) · [pre-training](pretraining.ipynb)

@@ -1,4 +1,4 @@
-"""The command `companion`: list | reproduce | show | doctor. Heavy imports happen only where they are needed."""
+"""The command `companion`: list | reproduce | confirm | show | doctor. Heavy imports happen only where they are needed."""
 
 from __future__ import annotations
 
@@ -91,6 +91,63 @@ def _dry_run(jobs: list, there: int, scale: str) -> int:
     return 0
 
 
+def confirm(args: argparse.Namespace) -> int:
+    """Keep committed records whose code has changed since, where a run of the new code gives the same numbers.
+
+    For every row (of a table at a scale) with records that only a change of code made stale, the quickest is run
+    again. Where all its numbers come out the same, times and memory aside, it replaces the old one and vouches
+    for the others of its row; where one differs, everything stays stale and the difference is named.
+    """
+    from companion import batch
+
+    here, evidence = records.commit(), records.evidence_folder()
+    if evidence is None or here["commit"] is None or here["dirty"]:
+        raise RuntimeError("`companion confirm` needs a checkout without uncommitted changes in src and notebooks: "
+                           "a record names the commit that made it")  # fmt: skip
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for record in records.read(evidence, args.paper, args.table or "*", args.scale or "*"):
+        run = record["run"]
+        try:
+            cell = tables.cell(*(run[k] for k in ("paper", "table", "row", "column", "scale")))
+        except tables.TableError:
+            continue  # a record without a cell is no evidence for anything that is shown
+        if (records.stale(record, cell) or "").startswith("made by other code"):
+            groups.setdefault((run["table"], run["scale"], run["row"]), []).append(record)
+    # a folder per commit: nothing that older code left behind can answer for the new, and a stopped call goes on
+    os.environ["COMPANION_RUNS"] = str(records.runs_folder() / f"confirm-{here['commit'][:10]}")
+    jobs = []
+    for (table, scale, row), found in groups.items():
+        run = min(found, key=lambda r: r["provenance"]["wall_s"])["run"]
+        new, _ = batch.plan(tables.table(args.paper, table), scale, rows=[row], columns=[run["column"]],
+                            seeds=run["seed"] + 1, folder=records.runs_folder())  # fmt: skip
+        jobs += [job for job in new if job.seed == run["seed"]]
+    stale = sum(map(len, groups.values()))
+    print(f"{stale} records are stale by code, {len(groups)} rows, {len(jobs)} runs to do", flush=True)
+    failed = batch.execute(jobs, workers=args.jobs, profile="local") if jobs else []
+    kept = 0
+    for (table, scale, row), found in groups.items():
+        old = min(found, key=lambda r: r["provenance"]["wall_s"])
+        path = Path(old["path"])
+        again = records.runs_folder() / path.relative_to(evidence)
+        if not again.is_file():
+            print(f"{table} {row} ({scale}): the run left no record")
+            continue
+        new = records.load(again)
+        timed = ("s", "ms", "MiB", "GiB")
+        names = [m.id for m in tables.table(args.paper, table).metrics if m.unit not in timed]
+        if changed := records.differences(old, new, names):
+            print(f"{table} {row} ({scale}): {changed[0]} was {old['metrics'][changed[0]]}, "
+                  f"is {new['metrics'].get(changed[0])}; its {len(found)} records stay stale")  # fmt: skip
+            continue
+        records.write_json(path, new)
+        for record in found:
+            if record is not old:
+                records.confirm(Path(record["path"]), new)
+        kept += len(found)
+    print(f"{kept} of {stale} records hold for the code as it is now")
+    return 1 if failed or kept < stale else 0
+
+
 def show(args: argparse.Namespace) -> int:
     """Reported beside reproduced."""
     table = tables.table(args.paper, args.table)
@@ -161,6 +218,14 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="say what would run; at full, build the models and take a step"
     )
     p.set_defaults(call=reproduce)
+    p = sub.add_parser(
+        "confirm", help="maintainers: keep evidence over a change of code that leaves its numbers as they are"
+    )
+    p.add_argument("paper")
+    p.add_argument("table", nargs="?", help="one table (default: all of the paper)")
+    p.add_argument("--scale", help="reduced, real or full (default: all)")
+    p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: cores)")
+    p.set_defaults(call=confirm)
     p = sub.add_parser("show", help="reported beside reproduced")
     p.add_argument("paper")
     p.add_argument("table")

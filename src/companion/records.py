@@ -11,6 +11,7 @@ import ast
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -354,8 +355,40 @@ def stale(record: Mapping[str, Any], cell: Any) -> str | None:
     )  # fmt: skip
     if changed:
         return f"made with other parameters ({', '.join(changed)})"
-    moved = [name for name, old in record["provenance"]["code"].items()
-             if current_code(name) not in (old, None if name.endswith(".py") else "")]  # fmt: skip
-    if moved:
-        return f"made by other code ({', '.join(moved)})"
+    made = record["provenance"]
+    known = [made["code"], *([made["confirmed"]["code"]] if "confirmed" in made else [])]
+    moved = [[name for name, old in code.items()
+              if current_code(name) not in (old, None if name.endswith(".py") else "")] for code in known]  # fmt: skip
+    if all(moved):
+        return f"made by other code ({', '.join(moved[-1])})"
     return None
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Which of the metrics `names` that the record `old` has came out differently in `new` (beyond six digits)."""
+
+    def same(a: Any, b: Any) -> bool:
+        if not all(isinstance(x, int | float) for x in (a, b)):
+            return a == b
+        return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) or (math.isnan(a) and math.isnan(b))
+
+    return [n for n in names if n in old["metrics"] and not same(old["metrics"][n], new["metrics"].get(n))]
+
+
+def confirm(path: Path, witness: Mapping[str, Any]) -> None:
+    """Note in the record at `path` that the code as it stands now gives the same numbers in the run `witness`.
+
+    The record keeps the code and commit that it was made by; `provenance.confirmed` adds the code that the
+    witness ran (and the present state of any other module that the record's own run had imported), its commit
+    and its cell, so that `stale` accepts either.
+    """
+    record = load(path)
+    made, seen = record["provenance"], witness["provenance"]
+    code = {name: current_code(name) for name in made["code"]} | dict(seen["code"])
+    made["confirmed"] = {
+        "code": {name: value for name, value in sorted(code.items()) if value is not None},
+        "commit": seen["commit"],
+        "by": "/".join(str(witness["run"][k]) for k in ("scale", "paper", "table", "row", "column", "seed")),
+        "on": seen["started"][:10],
+    }
+    write_json(path, record)

@@ -11,6 +11,8 @@ from typing import Any
 
 from companion import records, tables
 
+ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
+
 
 class Html(str):
     """Text that a notebook shows as HTML."""
@@ -49,18 +51,33 @@ def _ours(result: tables.Result, base: str) -> str:
     return f'<span class="{kind}"{title}>{text}</span>'
 
 
+def _head(column: tables.Line, metric: tables.Metric) -> str:
+    """A column's head: its title and, where it has a metric of its own, the metric's title, unit and direction.
+
+    When one of the two titles has all the words of the other, only that one is shown.
+    """
+    title = html.escape(column.title)
+    if not column.metric:
+        return title
+    ours, metrics = (set(re.findall(r"[\w.²/]+", text.lower())) for text in (column.title, metric.title))
+    if ours <= metrics:
+        title = html.escape(metric.title)
+    name = "" if ours <= metrics or metrics <= ours else html.escape(metric.title)
+    unit = f", {html.escape(metric.unit)}" if metric.unit and name else html.escape(metric.unit)
+    small = f"{name}{unit} {ARROWS[metric.direction]}".strip()
+    return f"{title}<br><small>{small}</small>" if small else title
+
+
 def _grid(
     table: tables.Table, scale: str, metric: tables.Metric | None, found: dict[str, list], base: str
 ) -> str:
     """One rows × columns table; every cell holds what is reported and what each source of records says."""
     grids = {name: tables.results(table, scale, recs, metric) for name, recs in found.items()}
     first = next(iter(grids.values()))
-    arrow = {"higher": "↑", "lower": "↓", "none": ""}
-    heads = []
-    for c in table.columns:
-        m = first[0][[x.id for x in table.columns].index(c.id)].metric
-        name = f"<br><small>{html.escape(m.title)} {arrow[m.direction]}</small>" if c.metric else ""
-        heads.append(f'<th scope="col">{html.escape(c.title)}{name}</th>')
+    heads = [
+        f'<th scope="col">{_head(c, result.metric)}</th>'
+        for c, result in zip(table.columns, first[0], strict=True)
+    ]
     lines, hidden = [], []
     for i, row in enumerate(table.rows):
         line = first[i]
@@ -93,7 +110,7 @@ def _grid(
     shown = metric or table.metrics[0]
     unit = f", {shown.unit}" if shown.unit else ""
     per_column = metric is None and any(c.metric for c in table.columns)
-    what = "" if per_column else f": {shown.title}{unit} {arrow[shown.direction]}"
+    what = "" if per_column else f": {shown.title}{unit} {ARROWS[shown.direction]}"
     caption = f"{table.title}{what} ({scale} scale)"
     return (f'<div class="results"><table><caption>{html.escape(caption)}</caption><thead><tr><th scope="col"></th>'
             f'{"".join(heads)}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>{left}')  # fmt: skip
@@ -145,12 +162,15 @@ def _runs(found: list[dict[str, Any]], base: str) -> str:
     for r in found:
         run, made = r["run"], r["provenance"]
         device = made["gpu"]["name"] if made["gpu"] else made["processor"]
-        dirty = "+" if made["dirty"] else ""
+        commit = (made["commit"] or "unknown")[:8] + ("+" if made["dirty"] else "")
+        if confirmed := made.get("confirmed"):
+            why = f"a run of the code of that commit gave the same numbers: {confirmed['by']}"
+            commit += f' <span title="{html.escape(why)}">(confirmed at {confirmed["commit"][:8]})</span>'
         name = f"{run['row']} × {run['column']}, seed {run['seed']}"
         lines.append(
             f"<tr><td>{_link(r['path'], html.escape(name), base)}</td>"
             f"<td>{made['wall_s']:.0f} s</td><td>{made['peak_memory']['rss_mib'] or 0:.0f} MiB</td>"
-            f"<td>{html.escape(device)}</td><td>{(made['commit'] or 'unknown')[:8]}{dirty}</td></tr>"
+            f"<td>{html.escape(device)}</td><td>{commit}</td></tr>"
         )
     return (f"<details><summary>{len(found)} run records</summary><div class='results'><table><thead><tr>"
             "<th scope='col'>run</th><th scope='col'>time</th><th scope='col'>memory</th><th scope='col'>machine</th>"

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,7 +120,23 @@ def test_coral_distance_against_numpy():
         coral.objective([same])
 
 
-def test_mixup_of_a_domain_with_itself_is_erm_and_shares_lie_between():
+def test_mixup_by_hand(monkeypatch):
+    """Order 2, 0, 1; every domain is mixed with the next of that order, images and losses with the same share."""
+    shares = iter([0.3, 0.9, 0.5])
+    monkeypatch.setattr(torch, "randperm", lambda n: torch.tensor([2, 0, 1]))
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self: torch.tensor(next(shares)))
+    mixup, parts = baselines.Mixup(*net(), sgd), batches(0)
+    wanted = 0.0
+    for share, i, j in ((0.3, 2, 0), (0.9, 0, 1), (0.5, 1, 2)):
+        with torch.no_grad():
+            out = mixup.network(share * parts[i][0] + (1 - share) * parts[j][0])
+        wanted += float(
+            share * F.cross_entropy(out, parts[i][1]) + (1 - share) * F.cross_entropy(out, parts[j][1])
+        )
+    assert mixup.objective(parts).item() == pytest.approx(wanted / 3, rel=1e-6)
+
+
+def test_mixup_of_a_domain_with_itself_is_erm():
     same = batches(0)[0]
     mixup = baselines.Mixup(*net(), sgd)
     assert mixup.objective([same, same]).item() == pytest.approx(
@@ -176,6 +193,21 @@ def test_switched_off_every_method_is_erm(name, own):
         found.append(flat(algorithm.network.featurizer))
     assert torch.allclose(*found, atol=2e-4)
     assert not torch.allclose(found[0], flat(backbone.module), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["coral", "mixup", "miro"])
+def test_methods_whose_loss_is_not_synchronised_refuse_several_processes(name):
+    two = SimpleNamespace(distributed_type="MULTI_CPU", num_processes=2)
+    backbone = nets.small((4, 6), (2, 2))
+    with pytest.raises(ValueError, match=r"runs in one process, its loss is not synchronised; got 2"):
+        methods.build(
+            methods.MethodConfig(method=name), backbone, 3, example=torch.rand(2, 3, 8, 8), accelerator=two
+        )
+
+
+def test_the_running_mean_starts_as_published_and_earlier_in_short_runs():
+    for steps, start in ((5001, 100), (100, 20)):
+        assert methods.build(methods.MethodConfig(method="sma"), nets.small(), 3, steps=steps).start == start
 
 
 def test_two_gradient_methods_refuse_accelerate():

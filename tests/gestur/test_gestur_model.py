@@ -1,7 +1,9 @@
 """The update rule: golden trajectories of the spec (section 7), its invariants, and bad input."""
 
 import copy
+import io
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -239,7 +241,9 @@ def test_a_resumed_run_is_the_same_run():
     one = Gestur(*net(), adam(1e-2), config, dropout=0.5)
     for k in range(3):
         one.update(batches(k))
-    state = copy.deepcopy(one.state_dict())
+    torch.save(one.state_dict(), file := io.BytesIO())
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
     for k in range(3, 6):
         one.update(batches(k))
     two = Gestur(*net(seed=9), adam(1e-2), config, dropout=0.5)
@@ -267,6 +271,71 @@ def test_under_accelerate_the_update_is_the_same_method(precision):
         prepared.update(batches(k))
     assert same(plain.network, prepared.network, 1e-7 if precision == "no" else 2e-2)
     assert same(plain.expert, prepared.expert, 1e-7 if precision == "no" else 2e-2)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+def test_loss_scaling_overflow_moves_nothing_and_resumes_bit_by_bit(fused):
+    """float16's scaler on the CPU: a batch that overflows is as if it had not been, for both experts."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    def adam_(groups):
+        return torch.optim.Adam(groups, lr=1e-2, fused=fused)
+
+    def scaled():
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+        return Gestur(*net(), adam_, GesturConfig(lam=0.2, decay=0.9), accelerator=accelerator)
+
+    plain, one = Gestur(*net(), adam_, GesturConfig(lam=0.2, decay=0.9)), scaled()
+    for k in range(3):
+        one.update(batches(k))
+        plain.update(batches(k))
+    before = [p.clone() for p in one.parameters()]
+    one.update([(x * float("inf"), y) for x, y in batches(9)])
+    assert all(torch.equal(p, q) for p, q in zip(before, one.parameters(), strict=True))
+    assert (one.steps, one.scaler.get_scale()) == (
+        3,
+        2.0**10,
+    )  # grew after three steps, fell after the fourth
+    state = copy.deepcopy(one.state_dict())
+    for k in range(3, 6):
+        one.update(batches(k))
+        plain.update(batches(k))
+    assert same(one.network, plain.network, 1e-6)
+    assert same(one.expert, plain.expert, 1e-6)
+    two = scaled()
+    two.load_state_dict(state)
+    for k in range(3, 6):
+        two.update(batches(k))
+    assert same(one, two)
+    assert two.scaler.state_dict() == one.scaler.state_dict()
+
+
+def test_around_a_module_that_takes_token_dictionaries():
+    """Nothing about images: a featurizer of a dictionary, a loss of one's own, batches of any kind."""
+
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.cell = nn.Embedding(11, 6), nn.GRU(6, 5, batch_first=True)
+
+        def forward(self, tokens):
+            return self.cell(self.table(tokens["input_ids"]))[0][:, -1]
+
+    def margin(network, domains):
+        return torch.stack([nn.functional.multi_margin_loss(network(x), y) for x, y in domains]).mean()
+
+    torch.manual_seed(0)
+    ids, labels = torch.randint(0, 11, (8, 4)), torch.arange(8) % 2
+    domains = [({"input_ids": ids[:4]}, labels[:4]), ({"input_ids": ids[4:]}, labels[4:])]
+    gestur = Gestur(
+        Words(), nn.Linear(5, 2), adam(3e-2), GesturConfig(lam=0.1, decay=0.5), objective=margin, dropout=0.1
+    )
+    losses = [float(gestur.update(domains)["loss"]) for _ in range(60)]
+    assert losses[-1] < 0.3 * losses[0]
+    assert gestur.predict({"input_ids": ids}).argmax(1).tolist() == labels.tolist()
 
 
 def _half(folder):
@@ -355,5 +424,13 @@ def test_bad_input_is_one_sentence():
         GesturConfig(decay=1.5)
     with pytest.raises(ValueError, match="norm is 'layer'; choose global, tensor, none"):
         GesturConfig(norm="layer")
+    with pytest.raises(ValueError, match="featurizer and head share a parameter; every parameter belongs"):
+        Gestur(featurizer, nn.Sequential(featurizer[3], nn.Linear(4, 3)))
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(ValueError, match=r"the weights are b?float16, which loses small steps"):
+            Gestur(*net(dtype=dtype))
+    sharded = SimpleNamespace(distributed_type="FSDP", num_processes=2)
+    with pytest.raises(ValueError, match="accelerate runs as FSDP, which cuts the weights up"):
+        Gestur(featurizer, head, accelerator=sharded)
     with pytest.raises(ValueError, match="nothing can be trained"):
         Gestur(featurizer.requires_grad_(False), head.requires_grad_(False))

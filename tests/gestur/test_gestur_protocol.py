@@ -246,6 +246,50 @@ def test_folder_order_is_torchvisions_and_augmentation_is_drawn_from_the_generat
     assert torch.equal(domain.get(index), domain.get(index))
 
 
+@pytest.mark.parametrize(("width", "height"), [(224, 224), (300, 200), (100, 400)])
+def test_crops_are_distributed_as_torchvisions(width, height):
+    """Two samples of 3000 boxes: means of height, width, top and left agree within 5 standard errors."""
+    from PIL import Image
+    from torchvision.transforms import RandomResizedCrop
+
+    g = torch.Generator().manual_seed(0)
+    ours = np.array([data.Augmentation.draw(g).box(width, height) for _ in range(3000)], float)
+    torch.manual_seed(1)
+    image = Image.new("RGB", (width, height))
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, (0.7, 1.0), (3 / 4, 4 / 3)) for _ in range(3000)], float
+    )
+    error = np.sqrt((ours.var(0) + theirs.var(0)) / 3000)
+    assert (np.abs(ours.mean(0) - theirs.mean(0)) <= 5 * error + 1e-9).all()
+    top, left, h, w = ours.T
+    assert min(top.min(), left.min()) >= 0
+    assert (top + h).max() <= height
+    assert (left + w).max() <= width
+
+
+def test_colours_are_distributed_as_torchvisions():
+    g = torch.Generator().manual_seed(0)
+    draws = [data.Augmentation.draw(g) for _ in range(2000)]
+    colours = np.array([d.colours for d in draws])
+    assert colours.min(0) == pytest.approx([0.7, 0.7, 0.7, -0.3], abs=0.01)
+    assert colours.max(0) == pytest.approx([1.3, 1.3, 1.3, 0.3], abs=0.01)
+    assert np.mean([d.mirror for d in draws]) == pytest.approx(0.5, abs=0.05)
+    assert np.mean([d.grey for d in draws]) == pytest.approx(0.1, abs=0.03)
+    assert len({d.order for d in draws}) == 24
+
+
+def test_ones_own_images_from_a_folder_to_a_result(tmp_path):
+    """The recipe of the chapter: a tree domain/class/image, any featurizer, GESTUR, the protocol."""
+    tree(tmp_path, ("clinic a", "clinic b", "clinic c"), ("healthy", "ill"), n=5)
+    domains = data.image_folders(tmp_path, size=16)
+    featurizer = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    gestur = Gestur(featurizer, nn.Linear(4, 2), adam(1e-3), GesturConfig(lam=0.1, decay=0.9))
+    found = protocol.train(gestur, domains, [2], ProtocolConfig(steps=3, every=2, batch=4))
+    assert (found.sources, found.target) == (("clinic a", "clinic b"), ("clinic c",))
+    assert [entry["step"] for entry in found.log] == [0, 2]
+    assert 0 <= found.result()["test"] <= 100
+
+
 def test_trees_that_do_not_fit_are_one_sentence(tmp_path):
     tree(tmp_path / "one", ("x",), ("a",))
     with pytest.raises(ValueError, match="one has 1 domain folder; at least two domains are needed"):

@@ -28,6 +28,11 @@ def test_variants_have_names_and_settings():
 def test_settings_name_what_differs_from_the_defaults():
     config = recipe.method_config({**SMALL, "lam": 0.1})
     assert recipe.settings(config) == "lr=0.001, head_factor=10, lam=0.1, decay=0.75"
+    # a method's own numbers are there at their defaults, others' never
+    miro = recipe.method_config({**SMALL, "method": "miro"})
+    assert recipe.settings(miro) == "lr=0.001, head_factor=10, miro=0.1"
+    plain = recipe.method_config({**SMALL, "norm": "none", "halve": False})
+    assert recipe.settings(plain).endswith("decay=0.75, norm=none, halve=False")
 
 
 def test_a_finished_training_is_kept_and_every_setting_that_matters_makes_another(tmp_path, monkeypatch):
@@ -50,6 +55,10 @@ def test_a_finished_training_is_kept_and_every_setting_that_matters_makes_anothe
     for change, strength, seed in (({"lam": 0.2}, 0.5, 0), ({"lam": 0.1}, 0.6, 0), ({"lam": 0.1}, 0.5, 1)):
         assert recipe.trial(SMALL, net, parts, "art", seed, strength, **change).log[0]["step"] == 0
     assert len(list(tmp_path.iterdir())) == 4
+    # what leave-one-domain-out selection looks at: a source is left out with the target
+    both = recipe.trial(SMALL, net, parts, "art", 0, 0.5, also="photo", lam=0.1)
+    assert (both.target, both.sources) == (("art", "photo"), ("cartoon", "sketch"))
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def record(folder, seed, per_target, row="strong"):
@@ -91,6 +100,12 @@ def test_figures_show_means_and_intervals_of_the_valid_records(tmp_path, monkeyp
     assert [t.get_text() for t in strong.texts] == ["chosen 2×"]
     assert not weak.lines  # nothing has been run there
     assert summary.interval([70.0, 80.0])[1] == pytest.approx(12.7062 * 50**0.5 / 2**0.5)
+    frame = summary.differences("lambda", "reduced", "lam-0.1", tmp_path)
+    assert frame.loc["λ = 0 (EMA)", "GESTUR, s = 0.95 (2 seeds)"] == "+0.0 ± 0.0"
+    assert "+0.0 ± 0.0" in summary.block(summary.differences, "lambda", "reduced", "lam-0.1", tmp_path)
+    # a page is built all the same where nothing has been run
+    wanted = "<p>Not run: there are no valid records of gestur selection at scale reduced.</p>"
+    assert summary.block(summary.selection, tmp_path) == wanted
     for make in (summary.figure_methods, summary.figure_ablation, summary.figure_gradients):
         make()  # empty, not an error
     plt.close("all")
@@ -101,3 +116,34 @@ def test_fixed_sets_are_read_once():
     first = recipe.domains(p, "agree-0.9", 3)
     assert all(a is b for a, b in zip(first, recipe.domains(p, "agree-0.1", 3), strict=True))
     assert not torch.equal(first[0].labels, recipe.domains(p, "agree-0.1", 4)[0].labels)
+
+
+def test_what_the_selection_rules_picked(tmp_path):
+    cell = tables.cell("gestur", "selection", "strong", "all")
+    for seed, gain in enumerate((2.0, 4.0)):
+        metrics = dict.fromkeys(cell.metrics, 70.0) | {"test@crossed": 70.0 + gain}
+        picks = {"art": "lam=0.3", "sketch": "lam=0" if seed else "lam=0.3"}
+        records.Run(cell, seed, tmp_path).save(metrics, notes={"crossed by style": picks})
+    found = summary.selection(tmp_path).set_index("rule").loc["leave one domain out"]
+    assert found["unseen"].startswith("73.0 ±")
+    assert found["above λ = 0"].startswith("+3.0 ±")
+    assert found["λ picked"] == "0 (1×), 0.3 (3×)"
+
+
+def test_the_settings_of_the_papers_tables():
+    found = summary.published()
+
+    def line(backbone, method, data):
+        here = found[(found.backbone == backbone)
+                     & found.method.map(lambda m: method in m.split(" · "))
+                     & found.data.map(lambda d: data in d.split(" · "))]  # fmt: skip
+        assert len(here) == 1
+        return here.iloc[0]
+
+    vlcs = line("resnet50", "GESTUR", "vlcs")
+    assert vlcs["method"] == "GESTUR · GESTUR + SWAD"
+    assert (vlcs["own"], vlcs["dropout"], vlcs["steps"]) == ("lam = 0.05, decay = 0.999", "0.5", "5001")
+    assert line("resnet50", "EMA of ERM (λ = 0)", "vlcs")["own"] == "lam = 0, decay = 0.999"
+    assert line("swag-regnety-16gf", "MIRO", "domainnet")["own"] == "miro = 0.1"
+    assert line("swag-regnety-16gf", "MIRO", "pacs")["images per source"] == "16"
+    assert line("resnet50", "GESTUR", "domainnet")["evaluated every"] == "1000"

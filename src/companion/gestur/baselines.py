@@ -93,6 +93,8 @@ class Miro(Erm):
         lam: λ.
     """
 
+    one_process = True
+
     def __init__(
         self, *args: Any, taps: Sequence[str], example: Tensor, lam: float = 0.1, **options: Any
     ) -> None:
@@ -157,6 +159,8 @@ def coral_distance(a: Tensor, b: Tensor) -> Tensor:
 class Coral(Erm):
     """ERM plus γ times the mean of `coral_distance` over pairs of source domains (Sun & Saenko 2016, DomainBed's form)."""
 
+    one_process = True
+
     def __init__(self, *args: Any, gamma: float = 1.0, **options: Any) -> None:
         self.__dict__["gamma"] = gamma
         super().__init__(*args, **options)
@@ -173,6 +177,8 @@ class Coral(Erm):
 
 class Mixup(Erm):
     """ERM on convex mixtures of two domains' images and losses, weight Beta(α, α) (Yan et al. 2020, DomainBed's form)."""
+
+    one_process = True
 
     def __init__(self, *args: Any, alpha: float = 0.2, **options: Any) -> None:
         self.__dict__["alpha"] = alpha
@@ -281,6 +287,8 @@ def valley(
 
     It starts at the first loss that none of the next `converge` - 1 undercuts, and ends before the first `tolerate`
     losses in a row that all exceed (1 + ratio) times the mean of the first `converge`. Without a start: the last alone.
+    (The official code also cuts off a tail of fewer than `tolerate` such losses when the training ends; the algorithm
+    as printed does not.)
     """
     n = len(losses)
     start = next((i for i in range(n - converge + 1) if losses[i] == min(losses[i : i + converge])), None)

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -81,8 +83,63 @@ def _wait(x: Tensor) -> None:
         torch.cuda.synchronize()
 
 
+def stepper(
+    backbone: str, settings: Mapping[str, Any], size: int, images: int, device: torch.device
+) -> Stepper:
+    """The `Stepper` of settings of `MethodConfig`, and `swad = True`; seven classes."""
+    plain = {k: v for k, v in settings.items() if k != "swad"}
+    return Stepper(
+        backbone, methods.MethodConfig(**plain), 7, size, images, device, bool(settings.get("swad"))
+    )
+
+
+def peak(
+    backbone: str, settings: Mapping[str, Any], size: int, images: int, device: torch.device
+) -> float | None:
+    """Peak memory in MiB of three training steps of one method, network and all included.
+
+    On a CPU measured in a process of its own, over what that process takes with nothing but the packages loaded. None
+    where the system does not tell (other than Linux).
+    """
+    given = (backbone, dict(settings), size, images, device)
+    if device.type != "cuda":
+        if _high_water() is None:
+            return None
+        context = multiprocessing.get_context("forkserver")  # loads the packages once for all methods
+        context.set_forkserver_preload([__name__])
+        with context.Pool(1) as pool:
+            return pool.apply(_peak_here, given)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    one = stepper(*given)
+    for _ in range(3):
+        one()
+    found = torch.cuda.max_memory_allocated() / 2**20
+    del one
+    gc.collect()
+    return found
+
+
+def _peak_here(*given: Any) -> float:
+    torch.set_num_threads(1)
+    before = _high_water()
+    one = stepper(*given)
+    for _ in range(3):
+        one()
+    return _high_water() - before
+
+
+def _high_water() -> float | None:
+    """Most memory in MiB that this process has had, where Linux tells it (the system call counts the parent's, too)."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**10
+
+
 def compare(backbone: str, rows: Mapping[str, Mapping[str, Any]], *, per_domain: int, published: int, rounds: int,
-            size: int = 224) -> dict[str, float]:  # fmt: skip
+            size: int = 224) -> dict[str, float | None]:  # fmt: skip
     """Step times of several methods, taken in turns so that whatever else the machine does meets all of them.
 
     Args:
@@ -94,29 +151,19 @@ def compare(backbone: str, rows: Mapping[str, Mapping[str, Any]], *, per_domain:
         `seconds@name` (median), `ratio@name` (median over rounds of the time over the yardstick's in that round),
         `copies@name`, `extra@name` (seconds over the yardstick's), and on a CPU `ratio-published@name`: the ratio at
         the published batch if the extra time, which is per weight and not per image, stays what it is here. The time
-        per image is taken from a step of the yardstick with twice the images. On a GPU, where the published batch is
-        used, `peak_mib@name` is the peak of each method alone.
+        per image is taken from a step of the yardstick with twice the images. On a GPU the published batch is used.
+        `peak_mib@name` is the peak memory of each method alone (on a CPU in a process of its own, None where the system
+        does not tell it), `peak_copies@name` by how much it exceeds the yardstick's, in units of the weights.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     here = published if device.type == "cuda" else per_domain
-    found: dict[str, float] = {"images": 3 * here}
+    found: dict[str, float | None] = {"images": 3 * here}
 
     def made(settings: Mapping[str, Any], images: int = here) -> Stepper:
-        plain = {k: v for k, v in settings.items() if k != "swad"}
-        return Stepper(
-            backbone, methods.MethodConfig(**plain), 7, size, images, device, bool(settings.get("swad"))
-        )
+        return stepper(backbone, settings, size, images, device)
 
-    if device.type == "cuda":
-        for name, settings in rows.items():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            one = made(settings)
-            for _ in range(3):
-                one()
-            found[f"peak_mib@{name}"] = torch.cuda.max_memory_allocated() / 2**20
-            del one
-            gc.collect()
+    for name, settings in rows.items():
+        found[f"peak_mib@{name}"] = peak(backbone, settings, size, here, device)
     steppers = {name: made(settings) for name, settings in rows.items()}
     for one in steppers.values():
         one()
@@ -131,6 +178,10 @@ def compare(backbone: str, rows: Mapping[str, Mapping[str, Any]], *, per_domain:
         found[f"extra@{name}"] = median(a - b for a, b in zip(times[name], times[first], strict=True))
         found[f"copies@{name}"] = steppers[name].copies()
     found["parameters"] = training.trainable(steppers[first].algorithm.network)[1]
+    for name in rows:
+        ours, least = found[f"peak_mib@{name}"], found[f"peak_mib@{first}"]
+        known = ours is not None and least is not None
+        found[f"peak_copies@{name}"] = (ours - least) / (4 * found["parameters"] / 2**20) if known else None
     if device.type == "cpu":
         settings = rows[first]
         steppers.clear()

@@ -116,10 +116,12 @@ def image_folders(folder: Path | str, size: int = 224) -> list[FolderDomain]:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One draw of DomainBed's training augmentation: crop box (share of the image), mirror, colours."""
+    """One draw of DomainBed's training augmentation: torchvision's random resized crop, mirror, colours.
 
-    area: float
-    ratio: float
+    As in torchvision, ten shapes of the crop are tried and the first that fits into the image counts.
+    """
+
+    shapes: tuple[tuple[float, float], ...]  # (share of the image's area, width over height)
     x: float
     y: float
     mirror: bool
@@ -129,20 +131,29 @@ class Augmentation:
 
     @classmethod
     def draw(cls, g: torch.Generator) -> Augmentation:
-        u = torch.rand(10, generator=g).tolist()
-        around = [1 + 0.3 * (2 * v - 1) for v in u[4:7]]
-        return cls(0.7 + 0.3 * u[0], math.exp(math.log(3 / 4) + u[1] * math.log(16 / 9)), u[2], u[3], u[9] < 0.5,
-                   (*around, 0.3 * (2 * u[7] - 1)), tuple(torch.randperm(4, generator=g).tolist()), u[8] < 0.1)  # fmt: skip
+        area = (0.7 + 0.3 * torch.rand(10, generator=g)).tolist()
+        ratio = torch.exp(math.log(3 / 4) + math.log(16 / 9) * torch.rand(10, generator=g)).tolist()
+        u = torch.rand(8, generator=g).tolist()
+        colours = (*(1 + 0.3 * (2 * v - 1) for v in u[2:5]), 0.3 * (2 * u[5] - 1))
+        return cls(tuple(zip(area, ratio, strict=True)), u[0], u[1], u[6] < 0.5, colours,
+                   tuple(torch.randperm(4, generator=g).tolist()), u[7] < 0.1)  # fmt: skip
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of the crop."""
+        for area, ratio in self.shapes:
+            w = round(math.sqrt(width * height * area * ratio))
+            h = round(math.sqrt(width * height * area / ratio))
+            if w <= width and h <= height:
+                return int(self.y * (height - h + 1)), int(self.x * (width - w + 1)), h, w
+        # an image too long or too high for all of them: the largest centred crop with an allowed ratio
+        w, h = min(width, round(height * 4 / 3)), min(height, round(width / (3 / 4)))
+        return (height - h) // 2, (width - w) // 2, h, w
 
     def __call__(self, image, size: int):
         """PIL image -> PIL image of `size` x `size`."""
         from torchvision.transforms import functional as T
 
-        width, height = image.size
-        w = min(width, round(math.sqrt(width * height * self.area * self.ratio)))
-        h = min(height, round(math.sqrt(width * height * self.area / self.ratio)))
-        top, left = int(self.y * (height - h + 1)), int(self.x * (width - w + 1))
-        image = T.resized_crop(image, min(top, height - h), min(left, width - w), h, w, [size, size])
+        image = T.resized_crop(image, *self.box(*image.size), [size, size])
         image = T.hflip(image) if self.mirror else image
         changes = (T.adjust_brightness, T.adjust_contrast, T.adjust_saturation, T.adjust_hue)
         for k in self.order:

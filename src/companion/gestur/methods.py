@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from companion.gestur import baselines
-from companion.gestur.model import Erm, Gestur, GesturConfig, adam
+from companion.gestur.model import Erm, Gestur, GesturConfig, adam, average_of
 from companion.gestur.nets import Backbone, linear_head
 
 NAMES = (
@@ -73,7 +73,7 @@ def build(config: MethodConfig, backbone: Backbone, classes: int, *, seed: int =
     Args:
         example: one input, for MIRO.
         probe: a head fitted on the frozen features, for lp-ft and wise-ft.
-        steps: length of the training; SMA starts to average after a fifth of it.
+        steps: length of the training; SMA starts to average after 100 steps, as published, or a fifth of a short one.
     """
     name = config.method
     if name in ("lp-ft", "wise-ft") and probe is None:
@@ -92,7 +92,7 @@ def build(config: MethodConfig, backbone: Backbone, classes: int, *, seed: int =
         return WiseFt(module, head, optimizer, share=config.share, **base)
     kinds = {
         "erm": (Erm, {}), "lp-ft": (Erm, {}), "linear-probe": (baselines.LinearProbe, {}),
-        "ema": (baselines.Ema, {"decay": config.decay}), "sma": (baselines.Sma, {"start": steps // 5}),
+        "ema": (baselines.Ema, {"decay": config.decay}), "sma": (baselines.Sma, {"start": min(100, steps // 5)}),
         "l2-sp": (baselines.L2sp, {"alpha": config.alpha}), "coral": (baselines.Coral, {"gamma": config.gamma}),
         "mixup": (baselines.Mixup, {"alpha": config.beta}), "sam": (baselines.Sam, {"rho": config.rho}),
         "sagm": (baselines.Sagm, {"rho": config.rho, "alpha": config.match}),
@@ -110,8 +110,6 @@ class WiseFt(Erm):
         super().__init__(*args, **options)
 
     def _prepare(self) -> None:
-        from companion.gestur.model import average_of
-
         self.start = average_of(self.network)
 
     @property

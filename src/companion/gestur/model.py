@@ -78,8 +78,17 @@ class Erm(nn.Module):
         optimizer: called with the parameter groups `{"name": "featurizer" | "head", "params": [...]}`.
         objective: `objective(network, batches)` -> scalar; cross-entropy by default, any task will do.
         dropout: on the features.
-        accelerator: an `accelerate.Accelerator` for mixed precision or several processes.
+        accelerator: an `accelerate.Accelerator` for mixed precision or several processes (each holding all weights).
+
+    `state_dict` holds everything a training needs to go on bit by bit: the weights, the method's copies, the optimizer,
+    the random state and the scale of float16's loss.
+
+    Raises:
+        ValueError: without a split into two modules that share no parameter, with nothing to train, with weights in
+            half precision, or with an accelerator that cuts the weights up.
     """
+
+    one_process = False  # methods that cannot run in several say True
 
     def __init__(self, featurizer: nn.Module, head: nn.Module, optimizer: MakeOptimizer | None = None, *,
                  objective: Objective = cross_entropy, dropout: float = 0.0, accelerator: Any = None) -> None:  # fmt: skip
@@ -91,6 +100,17 @@ class Erm(nn.Module):
             )
         if not any(p.requires_grad for p in [*featurizer.parameters(), *head.parameters()]):
             raise ValueError("nothing can be trained: no parameter of featurizer or head requires a gradient")
+        if {id(p) for p in featurizer.parameters()} & {id(p) for p in head.parameters()}:
+            raise ValueError(
+                "featurizer and head share a parameter; every parameter belongs to one of the two"
+            )
+        for p in [*featurizer.parameters(), *head.parameters()]:
+            if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16):
+                raise ValueError(
+                    f"the weights are {str(p.dtype).removeprefix('torch.')}, which loses small steps and averages; keep "
+                    "float32 weights and pass accelerator=Accelerator(mixed_precision=...)"
+                )
+        self._check_accelerator(accelerator)
         self.network = Network(featurizer, head, dropout)
         self.objective_of, self.steps = objective, 0
         self._prepare()
@@ -100,6 +120,20 @@ class Erm(nn.Module):
         wrapped, made = accelerator.prepare(self.network, made) if accelerator else (self.network, made)
         # not registered as submodules: the wrapped network holds the same parameters
         self.__dict__.update(accelerator=accelerator, wrapped=wrapped, optimizer=made)
+
+    def _check_accelerator(self, accelerator: Any) -> None:
+        if accelerator is None:
+            return
+        kind = getattr(accelerator.distributed_type, "value", accelerator.distributed_type)
+        if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise ValueError(
+                f"accelerate runs as {kind}, which cuts the weights up; norms and averages here need whole weights, as "
+                "on one device or with one full copy per process"
+            )
+        if self.one_process and accelerator.num_processes > 1:
+            raise ValueError(
+                f"{type(self).__name__} runs in one process, its loss is not synchronised; got {accelerator.num_processes}"
+            )
 
     def _prepare(self) -> None:
         """Make what the method holds besides the network, before the optimizer exists."""
@@ -121,11 +155,18 @@ class Erm(nn.Module):
             loss = self.objective(batches)
         self.backward(loss)
         self.before_step()
+        scale = self.scaler.get_scale() if self.scaler else 0.0
         self.optimizer.step()
-        if not (self.accelerator and self.accelerator.optimizer_step_was_skipped):
+        # accelerate does not notice when a fused optimizer skips a step; the scale falls in every case
+        if not (self.scaler and self.scaler.get_scale() < scale):
             self.steps += 1
             self.after_step()
         return {"loss": loss.detach()}
+
+    @property
+    def scaler(self) -> Any:
+        """The loss scaler of accelerate's float16, else None."""
+        return getattr(self.accelerator, "scaler", None)
 
     def backward(self, loss: Tensor) -> None:
         if self.accelerator:
@@ -152,6 +193,7 @@ class Erm(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         return {
+            "scaler": self.scaler.state_dict() if self.scaler else {},
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
             "random": torch.get_rng_state(),
@@ -162,9 +204,13 @@ class Erm(nn.Module):
         # also puts the random state back, so that a resumed run draws the same dropout masks
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
-        torch.set_rng_state(state["random"])
-        if state["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda"])
+        if state["scaler"] and self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(
+            state["random"].cpu()
+        )  # random states live on the CPU, wherever a file was mapped to
+        if len(state["cuda"]) and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
 
 
 # --- the moving average ------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from companion.gestur.baselines import Swad
 from companion.gestur.model import Erm
@@ -204,7 +205,9 @@ def train(algorithm: Erm, domains: Sequence[Any], targets: Sequence[int], config
         if average:
             average.restore(state["swad"], algorithm.predictor)
     left = stop_after
-    for step in range(began, config.steps):
+    progress = tqdm(range(began, config.steps), desc=f"without {'+'.join(trial.target)}", unit="step",
+                    initial=began, total=config.steps, mininterval=5, disable=config.steps < 1000)  # fmt: skip
+    for step in progress:
         batches = []
         for s in sources:
             g = generator(config.seed, "batch", s, step)

@@ -52,16 +52,34 @@ def method_config(p: Mapping[str, Any]) -> MethodConfig:
     if p.get("published"):
         if p.get("backbone") == "resnet50":
             found |= PUBLISHED.get(p["method"], {}).get(p["data"], {})
+            if p.get("lam") == 0:  # the row without the estimate, at GESTUR's other settings
+                found["lam"] = 0.0
         elif p["method"] == "miro":
             found["miro"] = MIRO_LAMBDA.get(p["backbone"], {}).get(p["data"], found.get("miro", 0.1))
     return MethodConfig.of(found)
 
 
+# What each method reads besides learning rates, weight decay and dropout.
+OWN = {
+    "gestur": ("lam", "decay", "norm", "halve", "scope", "anchor", "predict"),
+    "ema": ("decay",),
+    "l2-sp": ("alpha",),
+    "miro": ("miro",),
+    "coral": ("gamma",),
+    "mixup": ("beta",),
+    "sam": ("rho",),
+    "sagm": ("rho", "match"),
+    "wise-ft": ("share",),
+}
+
+
 def settings(config: MethodConfig) -> str:
-    """The settings that differ from the defaults, as `lr=0.001, lam=0.1`."""
-    plain = MethodConfig()
-    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in vars(config).items()
-                     if v != getattr(plain, k) and k != "method")  # fmt: skip
+    """A method's settings as `lr=0.001, lam=0.1`: its own numbers, and what else of it differs from the defaults."""
+    plain, own = MethodConfig(), OWN.get(config.method, ())
+    shown = {k: v for k, v in vars(config).items()
+             if (k in own and type(v) is float)
+             or (k in (*own, "lr", "head_factor", "weight_decay", "dropout") and v != getattr(plain, k))}  # fmt: skip
+    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
 
 
 def protocol_config(p: Mapping[str, Any], seed: int) -> protocol.ProtocolConfig:
@@ -149,8 +167,10 @@ def build(p: Mapping[str, Any], net: nets.Backbone, parts: list[Any], target: st
 
 
 def trial(p: Mapping[str, Any], net: nets.Backbone, parts: list[Any], target: str, seed: int, strength: float = 0.0, *,
-          device: Any = "cpu", **changes: Any) -> protocol.Trial:  # fmt: skip
+          also: str = "", device: Any = "cpu", **changes: Any) -> protocol.Trial:  # fmt: skip
     """One training of one method with `target` left out; `changes` replace settings.
+
+    `also` names a source that is left out, too: the trainings that leave-one-domain-out selection looks at.
 
     A finished training is kept in the cache folder under everything that decides it (settings, data, seed, code), so
     that tables share it and a stopped run goes on. Small networks are always averaged densely, too: it costs nothing
@@ -159,14 +179,15 @@ def trial(p: Mapping[str, Any], net: nets.Backbone, parts: list[Any], target: st
     small = not nets.is_full(p["backbone"])
     config = protocol_config({**p, "swad": small or p.get("swad", False)}, seed)
     key = [repr(method_config({**p, **changes})), repr(config), p["data"], p.get("size"), p.get("images"), p["backbone"],
-           strength, target]  # fmt: skip
+           strength, target, also]  # fmt: skip
     folder = training.cache_folder("gestur", *key)
     if (done := folder / "trial.json").is_file():
         return protocol.Trial(**json.loads(done.read_text(encoding="utf-8")))
     algorithm = build(p, net, parts, target, seed, **changes).to(device)
-    number = [d.name for d in parts].index(target)
+    names = [d.name for d in parts]
+    left_out = [names.index(name) for name in (target, also) if name]
     found = protocol.train(
-        algorithm, parts, [number], config, device=device, folder=None if small else folder
+        algorithm, parts, left_out, config, device=device, folder=None if small else folder
     )
     shutil.rmtree(folder, ignore_errors=True)  # the finished training's checkpoint
     records.write_json(done, asdict(found))

@@ -7,6 +7,7 @@ settings. The figures are those of the chapter; all intervals are 95 % t-interva
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -40,11 +41,12 @@ def trials(found: Sequence[Mapping[str, Any]], part: str = "") -> dict[str, list
 
 
 def everything(paper: str, table: str, scale: str, row: str = "", titles: Mapping[str, str] | None = None,
-               folder: Any = None) -> Any:  # fmt: skip
+               folder: Any = None, column: str = "") -> Any:  # fmt: skip
     """The table as a pandas frame, a line per method.
 
     Args:
-        row: in tables with many methods per run, the row to show.
+        row: in tables with many methods per run, the row to show; where every row is a method, leave it out.
+        column: in tables with a run per data set (`pacs`, `rotated`, ...), the one to show.
         titles: method -> how it is called; also the order.
         folder: where the records are; default: the committed ones.
 
@@ -54,10 +56,12 @@ def everything(paper: str, table: str, scale: str, row: str = "", titles: Mappin
     import pandas as pd
 
     found = valid(paper, table, scale, row, folder)
+    found = [r for r in found if not column or r["run"]["column"] == column]
     if not found:
         raise ValueError(
             f"there are no valid records of {paper} {table} at scale {scale}"
             + (f", row {row}" if row else "")
+            + (f", column {column}" if column else "")
         )
     by_method = trials(found)
     settings = {m: s for r in found for m, s in r["notes"].get("settings", {}).items()}
@@ -78,6 +82,105 @@ def everything(paper: str, table: str, scale: str, row: str = "", titles: Mappin
         line["settings"] = settings.get(method.removesuffix("+swad"), "")
         lines.append(line)
     return pd.DataFrame(lines).set_index("method")
+
+
+def differences(table: str, scale: str, column: str, folder: Any = None) -> Any:
+    """How far the method of `column` is above every other on unseen domains, paired by seed, as a pandas frame.
+
+    A line per method, a column per row of the table: mean ± half of the 95 % interval over seeds.
+    """
+    import pandas as pd
+
+    t = tables.table("gestur", table)
+    ours = next(c for c in t.columns if c.id == column)
+    others = [c for c in t.columns if c.id != column and c.metric.startswith("test@")]
+    lines: dict[str, dict[str, str]] = {c.title: {} for c in others}
+    for row in t.rows:
+        found = valid("gestur", table, scale, row.id, folder)
+        for c in others if found else []:
+            mean, half = interval([r["metrics"][ours.metric] - r["metrics"][c.metric] for r in found])
+            lines[c.title][f"{row.title} ({count(found)})"] = f"{mean:+.1f} ± {half:.1f}"
+    if not any(lines.values()):
+        raise ValueError(f"there are no valid records of gestur {table} at scale {scale}")
+    frame = pd.DataFrame(lines).T
+    frame.index.name = f"{ours.title} minus"
+    return frame
+
+
+def selection(folder: Any = None) -> Any:
+    """What the selection rules pick out of the λ curve, as a pandas frame: unseen accuracy, its difference to λ = 0
+    paired by seed, and how often which λ was picked (over seeds and left-out styles)."""
+    import pandas as pd
+
+    t = tables.table("gestur", "selection")
+    picks = {
+        "test@chosen-each": "chosen by style",
+        "test@crossed": "crossed by style",
+        "test@oracle": "oracle by style",
+    }
+    lines = []
+    for row in t.rows:
+        found = valid("gestur", "selection", "reduced", row.id, folder)
+        for c in t.columns if found else []:
+            picked = [name for r in found for name in r["notes"].get(picks.get(c.metric, ""), {}).values()]
+            gain = interval([r["metrics"][c.metric] - r["metrics"]["test@lam=0"] for r in found])
+            lines.append({
+                "": f"{row.title} ({count(found)})", "rule": c.title,
+                "unseen": "{:.1f} ± {:.1f}".format(*_metric(found, c.metric)),
+                "above λ = 0": "{:+.1f} ± {:.1f}".format(*gain) if c.metric != "test@lam=0" else "",
+                "λ picked": ", ".join(f"{name.removeprefix('lam=')} ({picked.count(name)}×)"
+                                      for name in sorted(set(picked), key=lambda n: float(n.removeprefix("lam=")))),
+            })  # fmt: skip
+    if not lines:
+        raise ValueError("there are no valid records of gestur selection at scale reduced")
+    return pd.DataFrame(lines, columns=["", "rule", "unseen", "above λ = 0", "λ picked"])
+
+
+def published() -> Any:
+    """The settings of every run of the paper's tables, as a pandas frame; methods and data sets that share all their
+    settings share a line."""
+    import pandas as pd
+
+    from companion.gestur import recipe
+
+    lines: dict[tuple[str, ...], dict[str, list[str]]] = {}  # settings -> method -> data sets
+    for name in ("resnet50", "clip", "swag"):
+        t = tables.table("gestur", name)
+        titles = {r.id: r.title for r in t.rows}
+        for cell in t.cells("full"):
+            config, rules = recipe.method_config(cell.parameters), recipe.protocol_config(cell.parameters, 0)
+            own = [
+                f"{k} = {v:g}"
+                for k in recipe.OWN.get(config.method, ())
+                if type(v := getattr(config, k)) is float
+            ]
+            key = (cell.parameters["backbone"], f"{config.lr:g}", f"{config.dropout:g}", f"{config.weight_decay:g}",
+                   ", ".join(own), str(rules.batch), str(rules.steps), str(rules.every))  # fmt: skip
+            lines.setdefault(key, {}).setdefault(titles[cell.row], []).append(cell.parameters["data"])
+    merged: dict[tuple[str, ...], list[str]] = {}
+    for key, methods in lines.items():
+        for method, sets in methods.items():
+            merged.setdefault((*key, " · ".join(sets)), []).append(method)
+    return pd.DataFrame(
+        [{"backbone": k[0], "method": " · ".join(methods), "data": k[8], "learning rate": k[1], "dropout": k[2],
+          "weight decay": k[3], "own": k[4], "images per source": k[5], "steps": k[6], "evaluated every": k[7]}
+         for k, methods in merged.items()]
+    ).sort_values(["backbone", "method"], ignore_index=True)  # fmt: skip
+
+
+def block(make: Any, *given: Any, note: str = "", **options: Any) -> Any:
+    """The frame that `make(*given, **options)` returns as HTML for a page; a sentence where there are no records yet."""
+    from companion import report
+
+    try:
+        frame = make(*given, **options)
+    except ValueError as error:
+        return report.Html(f"<p>Not run: {html.escape(str(error))}.</p>")
+    frame = frame if frame.index.name is None else frame.reset_index()
+    small = f"<p><small>{html.escape(note)}</small></p>" if note else ""
+    return report.Html(
+        f'<div class="results">{frame.to_html(border=0, index=False, na_rep="–")}</div>{small}'
+    )
 
 
 def show(mean: float, error: float) -> str:
@@ -156,21 +259,22 @@ def figure_methods(scale: str = "reduced") -> Any:
     return fig
 
 
-def figure_lambda() -> Any:
-    """The λ curve on held-out sources and on unseen styles, and how often validation chose which λ."""
+def figure_lambda(table: str = "lambda", scale: str = "reduced") -> Any:
+    """The λ curve on held-out sources and on unseen domains, and how often validation chose which λ."""
     import matplotlib.pyplot as plt
 
     from companion import plotting
 
-    t = tables.table("gestur", "lambda")
+    t = tables.table("gestur", table)
     names = [c.metric.removeprefix("test@") for c in t.columns if c.metric.startswith("test@lam=")]
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    fig, axes = plt.subplots(1, len(t.rows), figsize=(4.5 * len(t.rows), 3.6), sharey=True, squeeze=False)
+    axes = axes[0]
     for ax, row in zip(axes, t.rows, strict=True):
-        found = valid("gestur", "lambda", "reduced", row.id)
+        found = valid("gestur", table, scale, row.id)
         if not found:
             continue
         for kind, label, color, marker in (("val", "held-out sources", plotting.PALETTE[7], "s"),
-                                           ("test", "unseen styles", plotting.PALETTE[0], "o")):  # fmt: skip
+                                           ("test", "unseen domains", plotting.PALETTE[0], "o")):  # fmt: skip
             points = [_metric(found, f"{kind}@{n}") for n in names]
             ax.errorbar(range(len(names)), [m for m, _ in points], yerr=[h for _, h in points], color=color,
                         marker=marker, capsize=3, label=label)  # fmt: skip
@@ -194,18 +298,20 @@ def figure_ablation() -> Any:
     from companion import plotting
 
     t = tables.table("gestur", "ablation")
-    found = valid("gestur", "ablation", "reduced")
     columns = [c for c in t.columns if c.id != "published"]
-    fig, ax = plt.subplots(figsize=(7, 3.6))
-    if found:
+    fig, axes = plt.subplots(1, len(t.rows), figsize=(9, 3.8), sharey=True, sharex=True)
+    for ax, row in zip(axes, t.rows, strict=True):
+        ax.axvline(0, color=plotting.INK, lw=0.8)
+        ax.set(xlabel="minus the published form (points)")
+        if not (found := valid("gestur", "ablation", "reduced", row.id)):
+            continue
         gains = [
             interval([-r["metrics"]["gap@" + c.metric.removeprefix("test@")] for r in found]) for c in columns
         ]
         _bars(ax, [c.title for c in columns], gains, color=plotting.PALETTE[0], marker="o")
-        ax.invert_yaxis()
-        ax.set(title=f"{t.rows[0].title} ({count(found)})")
-    ax.axvline(0, color=plotting.INK, lw=0.8)
-    ax.set(xlabel="unseen accuracy, minus the published form's (points)")
+        ax.set(title=f"{row.title} ({count(found)})")
+    if axes[0].lines[1:]:
+        axes[0].invert_yaxis()  # shared by both
     return fig
 
 

@@ -1,0 +1,160 @@
+"""The unit's operations in the published order and layout, to compare `CrossModalPrompt` with.
+
+`plain` holds nothing back for speed: features as `[N, C, L, 1]`, the token map as a 1x1 convolution over tokens, every
+product formed in full, 1x1 convolutions for the bottleneck. It uses the weights of one of our units, so outputs and
+gradients can be compared number by number. Written from the description of the operations; nothing is copied.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from companion.dgsct.fast import FastPrompt, fits
+from companion.dgsct.model import PRESETS, CrossModalPrompt
+
+# stage -> (visual tokens, width), (audio tokens, width), pairs of layers: Swin-V2-L at 192 pixels with HTS-AT
+STAGES = {1: ((2304, 192), (4096, 96), 2), 2: ((576, 384), (1024, 192), 2),
+          3: ((144, 768), (256, 384), 6), 4: ((36, 1536), (64, 768), 2)}  # fmt: skip
+
+
+def plain(u: CrossModalPrompt, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """`x [N, C, L, 1]`, `g [N, D, K, 1]` -> residual `[N, C, L, 1]` and pooling map `[N, 1, L]`."""
+    c = u.config
+
+    def linear(name: str, y: Tensor) -> Tensor:
+        layer = getattr(u, name)
+        return F.linear(y, layer.weight, layer.bias)
+
+    if c.remap == "conv":
+        tokens = u.remap_tokens
+        g = F.conv2d(g.transpose(1, 2), tokens.weight[:, :, None, None], tokens.bias)  # [N, L, D, 1]
+        g = linear("remap_width", g.squeeze(-1)).permute(0, 2, 1)[..., None]  # [N, C, L, 1]
+    else:
+        g = linear("remap_width", g.squeeze(-1).transpose(1, 2)).transpose(1, 2)
+        side, new = int(g.shape[-1] ** 0.5), int(x.shape[2] ** 0.5)
+        g = F.interpolate(g.reshape(*g.shape[:2], side, side), size=(new, new), mode="bicubic")
+        g = g.flatten(2)[..., None]
+    flat = g.squeeze(-1)  # [N, C, L]
+    latents = u.latents[None].repeat(len(x), 1, 1)  # [N, M, C]
+    latents = latents + torch.bmm(F.softmax(torch.bmm(latents, flat), -1), flat.permute(0, 2, 1))
+    back = F.softmax(torch.bmm(x.squeeze(-1).permute(0, 2, 1), latents.permute(0, 2, 1)), -1)
+    x = x + u.latent_gate * torch.bmm(back, latents).permute(0, 2, 1)[..., None].contiguous()
+    guide = flat.mean(-1)[:, None]  # [N, 1, C]
+    rows = x.squeeze(-1).permute(0, 2, 1)  # [N, L, C]
+    joint = (F.relu(linear("channel_guide", guide)) * F.relu(linear("channel_input", rows))).mean(
+        1, keepdim=True
+    )
+    channel = torch.sigmoid(linear("channel_up", F.relu(linear("channel_down", joint))))
+    seen = rows * (channel + 1)
+    score = linear(
+        "spatial_score", F.relu(linear("spatial_input", seen)) * F.relu(linear("spatial_guide", guide))
+    )
+    pool = F.softmax(torch.tanh(score).transpose(1, 2), -1)
+    torch.bmm(pool, seen)  # computed there and thrown away
+    weight = c.alpha * channel + c.beta * torch.sigmoid(score)
+    if c.gamma:
+        weight = weight + c.gamma * torch.sigmoid(linear("temporal", guide))
+    weight = weight + 1 - c.alpha
+    x = (rows * weight).permute(0, 2, 1)[..., None]
+    if c.norm_before:
+        x = u.norm_before(x.squeeze(-1).permute(0, 2, 1)).permute(0, 2, 1)[..., None]
+    z = F.relu(_batch_norm(u.norm_down, F.conv2d(x, u.down.weight[:, :, None, None], groups=c.groups)))
+    o = _batch_norm(u.norm_up, F.conv2d(z, u.up.weight[:, :, None, None], groups=c.groups))
+    gate = 1.0 if u.gate is None else u.gate
+    if not c.gate_last:
+        o = gate * o
+    o = u.norm_after(o.squeeze(-1).permute(0, 2, 1)).permute(0, 2, 1)[..., None]
+    return (gate * o if c.gate_last else o), pool
+
+
+def _batch_norm(norm: nn.BatchNorm1d | None, x: Tensor) -> Tensor:
+    if norm is None:
+        return x
+    # on [N, C, L]: torch 2.11's CPU kernel gives wrong gradients for [N, C, L, 1] when a LayerNorm on a permuted view
+    # follows, which is the published layout
+    return F.batch_norm(x.squeeze(-1), norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training,
+                        norm.momentum, norm.eps)[..., None]  # fmt: skip
+
+
+def open_gates(u: CrossModalPrompt, value: float = 0.7) -> CrossModalPrompt:
+    """`u` with its gates away from 0, so that no step is silent."""
+    with torch.no_grad():
+        for name, p in u.named_parameters():
+            if name.endswith("gate"):
+                p.fill_(value)
+    return u
+
+
+def _step(forward: Callable[[], tuple[Tensor, Tensor]], u: nn.Module, inputs: tuple[Tensor, Tensor],
+          noise: Tensor) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """Forward, a scalar of both outputs, backward: the residual and all gradients."""
+    leaves = (*u.parameters(), *inputs)
+    for t in leaves:
+        t.grad = None
+    y, pool = forward()
+    ((y * noise).sum() + pool.square().sum()).backward()
+    return y.detach(), [t.grad for t in leaves if t.grad is not None]
+
+
+def compare(
+    task: str, stage: int, side: str, frames: int, repeats: int, device: str = "cpu"
+) -> dict[str, float]:
+    """One unit of `stage` on `side` ("visual" or "audio"): medians of one training step each, and how far apart.
+
+    Ours is the fused unit (`companion.dgsct.fast`) where fusing pays. On the CPU time is that of the process, so set one
+    thread.
+
+    Returns:
+        `plain_ms`, `ours_ms`, `ratio`, `output` (largest difference of residuals), `gradient` (largest difference of
+        gradients over the largest gradient).
+    """
+    visual, audio, _ = STAGES[stage]
+    mine, guide = (visual, audio) if side == "visual" else (audio, visual)
+    config = PRESETS[task]
+    torch.manual_seed(stage)
+    kind = FastPrompt if fits(config, mine[0], guide[1]) else CrossModalPrompt
+    u = open_gates(kind(*mine, *guide, config, getattr(config, f"gate_{side}"))).to(device)
+    x, g = (torch.randn(frames, *s, device=device, requires_grad=True) for s in (mine, guide))
+    noise = torch.randn(frames, *mine, device=device)
+
+    def ours() -> tuple[Tensor, Tensor]:
+        y, maps = u(x, g)
+        return y, maps.pool
+
+    def theirs() -> tuple[Tensor, Tensor]:
+        y, pool = plain(u, x.transpose(1, 2)[..., None], g.transpose(1, 2)[..., None])
+        return y.squeeze(-1).transpose(1, 2), pool
+
+    (y0, g0), (y1, g1) = (_step(f, u, (x, g), noise) for f in (theirs, ours))
+    largest = max(float(a.abs().max()) for a in g0)
+    times: dict[str, list[float]] = {"plain": [], "ours": []}
+    # on the CPU the process's own time, which other processes do not lengthen; in turn, for what they still do
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    for _ in range(repeats):
+        for name, f in (("plain", theirs), ("ours", ours)):
+            began = clock()
+            _step(f, u, (x, g), noise)
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times[name].append(1e3 * (clock() - began))
+    found = {f"{name}_ms": statistics.median(t) for name, t in times.items()}
+    return found | {
+        "ratio": found["plain_ms"] / found["ours_ms"],
+        "output": float((y0 - y1).abs().max()),
+        "gradient": max(float((a - b).abs().max()) for a, b in zip(g0, g1, strict=True)) / largest,
+    }
+
+
+def model_ratio(found: Iterable[tuple[int, dict[str, float]]]) -> float:
+    """Time of all units of the model, plain over ours, from (stage, `compare`) of both sides of each stage."""
+    total = {"plain_ms": 0.0, "ours_ms": 0.0}
+    for stage, one in found:
+        for name in total:
+            total[name] += 2 * STAGES[stage][2] * one[name]  # two places per pair
+    return total["plain_ms"] / total["ours_ms"]

@@ -1,0 +1,333 @@
+"""GESTUR, after section 2 of the paper as its official code states it.
+
+Two copies of one network. The *task expert* (TE) is trained; the *generalisation expert* (GE) is the moving average
+of TE and is what predicts. Numbers (1) to (6) below are the steps of one update:
+
+    (1)  g   = ∇ CE(f_θ(x), y)              all parameters; θ = (φ featurizer, w head)
+    (2)  d   = φ - φ'                        φ' = GE's featurizer
+    (3)  g~  = λ ‖g‖ d / ‖d‖                 0 where d = 0 (first step); ‖·‖ over all parameters together
+    (4)  G_φ = (g_φ + g~) / 2,  G_w = g_w    the head is not halved
+    (5)  θ   ← optimizer(θ, G)
+    (6)  θ'  ← m θ' + (1 - m) θ              after the step; GE's buffers are copies of TE's
+
+g~ is subtracted by the optimizer: the step moves TE towards GE.
+
+Shapes: B examples in one domain's batch, S source domains, C classes, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Batches = Sequence[tuple[Tensor, Tensor]]  # one (x [B, ...], y [B]) per source domain
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+Objective = Callable[[nn.Module, Batches], Tensor]
+
+
+def adam(lr: float = 5e-5, *, head_factor: float = 1.0, weight_decay: float = 0.0) -> MakeOptimizer:
+    """Adam as DomainBed uses it: constant rate, L2 added to the gradient; `head_factor` scales the head's rate."""
+
+    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        factors = {"head": head_factor, "encoders": 10.0}  # MIRO's variance encoders learn 10 times faster
+        for group in groups:
+            group["lr"] = lr * factors.get(group["name"], 1.0)
+        return torch.optim.Adam(groups, lr=lr, weight_decay=weight_decay, fused=True)
+
+    return make
+
+
+class Network(nn.Module):
+    """`head(dropout(featurizer(x)))`; BatchNorm keeps its running statistics for ever (its affine part is trained)."""
+
+    def __init__(self, featurizer: nn.Module, head: nn.Module, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.featurizer, self.head, self.dropout = featurizer, head, nn.Dropout(dropout)
+        self.train()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, ...] -> [B, C]"""
+        return self.head(self.dropout(self.featurizer(x)))
+
+    def train(self, mode: bool = True) -> Network:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
+def cross_entropy(network: nn.Module, batches: Batches) -> Tensor:
+    """Mean cross-entropy over the batches of all source domains joined into one. Returns a scalar."""
+    return F.cross_entropy(network(torch.cat([x for x, _ in batches])), torch.cat([y for _, y in batches]))
+
+
+class Erm(nn.Module):
+    """Empirical risk minimisation: the joined batch, one optimizer step. Every method here derives from it.
+
+    Args:
+        featurizer: x -> features [B, D]; the pre-trained part.
+        head: features -> [B, C]; the new part.
+        optimizer: called with the parameter groups `{"name": "featurizer" | "head", "params": [...]}`.
+        objective: `objective(network, batches)` -> scalar; cross-entropy by default, any task will do.
+        dropout: on the features.
+        accelerator: an `accelerate.Accelerator` for mixed precision or several processes.
+    """
+
+    def __init__(self, featurizer: nn.Module, head: nn.Module, optimizer: MakeOptimizer | None = None, *,
+                 objective: Objective = cross_entropy, dropout: float = 0.0, accelerator: Any = None) -> None:  # fmt: skip
+        super().__init__()
+        if not isinstance(featurizer, nn.Module) or not isinstance(head, nn.Module):
+            raise ValueError(
+                f"the model needs a declared split into two torch modules, featurizer and head; got "
+                f"{type(featurizer).__name__} and {type(head).__name__}"
+            )
+        if not any(p.requires_grad for p in [*featurizer.parameters(), *head.parameters()]):
+            raise ValueError("nothing can be trained: no parameter of featurizer or head requires a gradient")
+        self.network = Network(featurizer, head, dropout)
+        self.objective_of, self.steps = objective, 0
+        self._prepare()
+        made = (optimizer or adam())(self.groups())
+        if accelerator:
+            self.to(accelerator.device)  # the copies that a method keeps, too
+        wrapped, made = accelerator.prepare(self.network, made) if accelerator else (self.network, made)
+        # not registered as submodules: the wrapped network holds the same parameters
+        self.__dict__.update(accelerator=accelerator, wrapped=wrapped, optimizer=made)
+
+    def _prepare(self) -> None:
+        """Make what the method holds besides the network, before the optimizer exists."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups, empty ones left out."""
+        parts = {"featurizer": self.network.featurizer, "head": self.network.head}
+        found = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
+        return [{"name": name, "params": params} for name, params in found.items() if params]
+
+    def objective(self, batches: Batches) -> Tensor:
+        return self.objective_of(self.wrapped, batches)
+
+    def update(self, batches: Batches) -> dict[str, float | Tensor]:
+        """One step on one batch per source domain. Returns the loss (a tensor: reading it waits for the device)."""
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.accelerator.autocast() if self.accelerator else contextlib.nullcontext():
+            loss = self.objective(batches)
+        self.backward(loss)
+        self.before_step()
+        self.optimizer.step()
+        if not (self.accelerator and self.accelerator.optimizer_step_was_skipped):
+            self.steps += 1
+            self.after_step()
+        return {"loss": loss.detach()}
+
+    def backward(self, loss: Tensor) -> None:
+        if self.accelerator:
+            self.accelerator.backward(loss)
+        else:
+            loss.backward()
+
+    def before_step(self) -> None:
+        """Between the gradient and the optimizer."""
+
+    def after_step(self) -> None:
+        """After the optimizer."""
+
+    @property
+    def predictor(self) -> nn.Module:
+        """The network that predicts, is validated and is kept."""
+        return self.network
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """x: [B, ...] -> logits [B, C], in eval mode."""
+        model = self.predictor.eval()
+        return model(x)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "random": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        # also puts the random state back, so that a resumed run draws the same dropout masks
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+        torch.set_rng_state(state["random"])
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda"])
+
+
+# --- the moving average ------------------------------------------------------------------------------
+
+
+def average_of(network: nn.Module) -> nn.Module:
+    """A copy of `network` that no optimizer sees."""
+    return copy.deepcopy(network).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """(6): average ← decay · average + (1 - decay) · network; buffers are copied."""
+    theirs = [p.detach() for p in network.parameters()]
+    ours = list(average.parameters())
+    if ours:
+        torch._foreach_mul_(ours, decay)
+        torch._foreach_add_(ours, theirs, alpha=1 - decay)
+    for mine, other in zip(average.buffers(), network.buffers(), strict=True):
+        mine.copy_(other)
+
+
+# --- the method --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GesturConfig:
+    """The method's symbols; the last five switches are for ablations, their defaults are the published method."""
+
+    lam: float = 0.01  # λ, size of the estimated gradient relative to the observed one
+    decay: float = 0.999  # m, memory of the moving average
+    norm: str = "global"  # "global": (3) as it is; "tensor": per parameter tensor; "none": g~ = λ d
+    halve: bool = True  # (4): the featurizer's two gradients are averaged, not added
+    scope: str = "featurizer"  # "featurizer", or "all": the head is pulled too
+    anchor: str = "expert"  # "expert": pull towards GE; "start": towards the weights before training
+    predict: str = "expert"  # "expert": GE predicts; "task": TE does
+
+    def __post_init__(self) -> None:
+        if not self.lam >= 0:
+            raise ValueError(f"lam is {self.lam}; it scales a gradient and is 0 or more")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay is {self.decay}; a moving average needs a value from 0 to 1")
+        for name, known in {"norm": ("global", "tensor", "none"), "scope": ("featurizer", "all"),
+                            "anchor": ("expert", "start"), "predict": ("expert", "task")}.items():  # fmt: skip
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose {', '.join(known)}")
+
+
+class Gestur(Erm):
+    """GESTUR around any featurizer and head. Costs one more copy of the weights, no further forward pass.
+
+    >>> algorithm = Gestur(featurizer, nn.Linear(2048, 7), adam(5e-5), GesturConfig(lam=0.01))  # doctest: +SKIP
+    >>> algorithm.update([(x_photo, y_photo), (x_art, y_art), (x_cartoon, y_cartoon)])  # doctest: +SKIP
+    >>> algorithm.predict(x_sketch)  # doctest: +SKIP
+    """
+
+    def __init__(self, featurizer: nn.Module, head: nn.Module, optimizer: MakeOptimizer | None = None,
+                 config: GesturConfig | None = None, **options: Any) -> None:  # fmt: skip
+        self.__dict__["config"] = config or GesturConfig()
+        super().__init__(featurizer, head, optimizer, **options)
+
+    def _prepare(self) -> None:
+        self.expert = average_of(self.network)
+        if self.config.anchor == "start":
+            self.start = average_of(self.network)
+
+    @property
+    def predictor(self) -> nn.Module:
+        return self.expert if self.config.predict == "expert" else self.network
+
+    def pairs(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """(parameter of TE, its anchor) for all that are pulled: the trainable ones of the featurizer."""
+        anchor = self.start if self.config.anchor == "start" else self.expert
+        ours, theirs = (
+            (self.network, anchor)
+            if self.config.scope == "all"
+            else (self.network.featurizer, anchor.featurizer)
+        )
+        return [
+            (p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True) if p.requires_grad
+        ]
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """(2) to (4), in place on `.grad`. Works on scaled gradients too: g~ is proportional to ‖g‖."""
+        if (pairs := self.pairs()) and self.config.lam:
+            add_estimate(self.network.parameters(), pairs, self.config)
+        elif pairs and self.config.halve:
+            torch._foreach_mul_([p.grad for p, _ in pairs if p.grad is not None], 0.5)
+
+    def after_step(self) -> None:
+        follow(self.expert, self.network, self.config.decay)
+
+
+def estimate(parameters: Iterable[nn.Parameter], pairs: Sequence[tuple[nn.Parameter, Tensor]],
+             config: GesturConfig) -> list[Tensor]:  # fmt: skip
+    """(2), (3): the estimated unseen gradient g~, one tensor per pair, from the `.grad` of all `parameters`."""
+    gaps = [p.detach() - q for p, q in pairs]
+    return [gap * c for gap, c in zip(gaps, _scales(parameters, pairs, gaps, config), strict=True)]
+
+
+def add_estimate(parameters: Iterable[nn.Parameter], pairs: Sequence[tuple[nn.Parameter, Tensor]],
+                 config: GesturConfig) -> None:  # fmt: skip
+    """(2) to (4) in place: `.grad` becomes (g + g~) / 2, or g~ alone for a parameter without a gradient.
+
+    The differences d are made piece by piece and twice (for the norm, for the sum), so that no second copy of the
+    weights is ever held.
+    """
+    parameters = list(parameters)
+    if config.norm == "global":
+        squares = [
+            torch.stack(torch._foreach_norm([p.detach() - q for p, q in part])) for part in _pieces(pairs)
+        ]
+        common = _ratio(config.lam, _norm([p.grad for p in parameters if p.grad is not None], pairs),
+                        torch.linalg.vector_norm(torch.cat(squares)))  # fmt: skip
+    for part in _pieces(pairs):
+        gaps = [p.detach() - q for p, q in part]
+        if config.norm == "global":
+            torch._foreach_mul_(gaps, common)
+        else:
+            gaps = [gap * c for gap, c in zip(gaps, _scales(parameters, part, gaps, config), strict=True)]
+        for (p, _), gap in zip(part, gaps, strict=True):
+            if p.grad is None:
+                p.grad = gap  # not shared by the two losses: the sum, and nothing is halved
+            else:
+                p.grad.add_(gap)
+                if config.halve:
+                    p.grad.mul_(0.5)
+
+
+def _scales(parameters: Iterable[nn.Parameter], pairs: Sequence[tuple[nn.Parameter, Tensor]], gaps: list[Tensor],
+            config: GesturConfig) -> list[Any]:  # fmt: skip
+    """The factor of each difference in (3)."""
+    if config.norm == "none":
+        return [config.lam] * len(pairs)
+    if config.norm == "tensor":
+        return [_ratio(config.lam, _norm([p.grad] if p.grad is not None else [], [(p, q)]),
+                       torch.linalg.vector_norm(gap)) for (p, q), gap in zip(pairs, gaps, strict=True)]  # fmt: skip
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return [_ratio(config.lam, _norm(grads, pairs), _norm(gaps, pairs))] * len(pairs)
+
+
+def _norm(tensors: list[Tensor], pairs: Sequence[tuple[nn.Parameter, Tensor]]) -> Tensor:
+    if not tensors:
+        return torch.zeros((), device=pairs[0][0].device, dtype=pairs[0][0].dtype)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+
+
+def _ratio(lam: float, n: Tensor, r: Tensor) -> Tensor:
+    """λ n / r, and 0 where r = 0; stays on the device."""
+    return torch.where(r > 0, lam * n / torch.where(r > 0, r, torch.ones_like(r)), torch.zeros_like(r))
+
+
+def _pieces(
+    pairs: Sequence[tuple[nn.Parameter, Tensor]], most: int = 2**22
+) -> Iterator[list[tuple[nn.Parameter, Tensor]]]:
+    """`pairs` in runs of at most `most` numbers (a larger tensor alone)."""
+    part, size = [], 0
+    for pair in pairs:
+        if part and size + pair[0].numel() > most:
+            yield part
+            part, size = [], 0
+        part.append(pair)
+        size += pair[0].numel()
+    if part:
+        yield part

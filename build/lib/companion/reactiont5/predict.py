@@ -1,0 +1,262 @@
+"""Predictions a chemist can use: lists or CSV in, ranked and checked SMILES out.
+
+Rows that cannot be predicted keep their place and say why; nothing is dropped, nothing unreadable counts as an
+answer. Inputs are sorted by length and predicted in batches, equal inputs once.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from companion.reactiont5.beam import beam_search
+from companion.reactiont5.chemistry import canonical, merge, strip_maps, why_not
+from companion.reactiont5.hub import ReactionT5
+from companion.reactiont5.tokens import forward_text, yield_text
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One answer: canonical SMILES, its best score (mean log-probability per token), beams that agreed on it."""
+
+    smiles: str
+    score: float
+    beams: int
+
+
+@dataclass
+class Prediction:
+    """What became of one row. `problem` is empty or says why there is no answer; `notes` are harmless remarks."""
+
+    input: str = ""
+    candidates: list[Candidate] = field(default_factory=list)
+    raw: list[str] = field(default_factory=list)  # text of every beam, best first, unchecked
+    invalid: int = 0  # beams whose text is no molecule
+    yield_percent: float | None = None
+    problem: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def best(self) -> str | None:
+        return self.candidates[0].smiles if self.candidates else None
+
+
+def predict(model: ReactionT5 | str | Path, reactants: Sequence[str], reagents: Sequence[str | None] | None = None, *,
+            beams: int = 5, top: int = 5, batch_size: int = 32, longest_input: int = 400,
+            longest_answer: int = 300) -> list[Prediction]:  # fmt: skip
+    """Products of reactions, or precursors of products with a retrosynthesis model.
+
+    Args:
+        model: a `ReactionT5`, the name of a released checkpoint, a folder, or "small" (the book's own).
+        reactants: one dot-joined SMILES per reaction; for retrosynthesis the products.
+        reagents: catalysts, reagents and solvents of each reaction; None or "" where there are none.
+        beams, top: beams searched, answers kept (at most `beams`).
+        batch_size: inputs per batch; results do not depend on it.
+        longest_input: longer inputs (in tokens) are refused, not cut.
+        longest_answer: tokens.
+
+    Returns:
+        A `Prediction` per row, in order; canonical duplicates among the beams are merged, best score kept.
+
+    Raises:
+        ValueError: for lists of different lengths, a yield model, or a `top` larger than `beams`.
+    """
+    engine = load(model)
+    if engine.task not in ("forward", "retrosynthesis"):
+        raise ValueError(
+            f"this is a {engine.task} model; predict() needs forward or retrosynthesis (see predict_yield)"
+        )
+    if reagents is not None and len(reagents) != len(reactants):
+        raise ValueError(
+            f"{len(reactants)} reactants and {len(reagents)} reagents; give one per row, or no reagents"
+        )
+    if not 1 <= top <= beams:
+        raise ValueError(f"top is {top} and beams {beams}; top goes from 1 to beams")
+    rows = []
+    for k, first in enumerate(reactants):
+        row = Prediction()
+        main = _read(first, "PRODUCT" if engine.task == "retrosynthesis" else "REACTANT", row)
+        if engine.task == "forward":
+            other = _read(reagents[k], "REAGENT", row, optional=True) if reagents is not None else ""
+            row.input = forward_text(main, other) if not row.problem else ""
+        else:
+            row.input = main
+        rows.append(row)
+    waiting = _waiting(engine, rows, longest_input)
+    device = next(engine.model.parameters()).device
+    order = sorted(waiting, key=lambda text: len(waiting[text]))
+    for start in range(0, len(order), batch_size):
+        texts = order[start : start + batch_size]
+        ids = _padded([waiting[t] for t in texts]).to(device)
+        sequences, scores = beam_search(engine.model, ids, beams, longest_answer)
+        found = {t: _answers(engine, s, p, top) for t, s, p in zip(texts, sequences, scores, strict=True)}
+        for row in rows:
+            if not row.problem and row.input in found:
+                candidates, row.invalid, raw = found[row.input]
+                row.candidates, row.raw = list(candidates), list(raw)
+    return rows
+
+
+def predict_yield(model: ReactionT5 | str | Path, reactants: Sequence[str], reagents: Sequence[str | None],
+                  products: Sequence[str], *, batch_size: int = 32, longest_input: int = 400,
+                  pad_to: int = 0) -> list[Prediction]:  # fmt: skip
+    """Yields in percent, clipped to 0 to 100 as the authors' script does.
+
+    `pad_to`: pad every input to so many tokens. The released weights were trained with padding to 300 that the
+    decoder could see, and answer differently without it; 300 repeats the training.
+    """
+    engine = load(model)
+    if engine.task != "yield":
+        raise ValueError(f"this is a {engine.task} model; predict_yield() needs a yield model")
+    if not len(reactants) == len(reagents) == len(products):
+        raise ValueError(
+            f"{len(reactants)} reactants, {len(reagents)} reagents, {len(products)} products; give one per row"
+        )
+    rows = []
+    for a, b, c in zip(reactants, reagents, products, strict=True):
+        row = Prediction()
+        parts = _read(a, "REACTANT", row), _read(b, "REAGENT", row, optional=True), _read(c, "PRODUCT", row)
+        row.input = yield_text(*parts) if not row.problem else ""
+        rows.append(row)
+    waiting = _waiting(engine, rows, longest_input)
+    order = sorted(waiting, key=lambda text: len(waiting[text]))
+    device = next(engine.model.parameters()).device
+    for start in range(0, len(order), batch_size):
+        texts = order[start : start + batch_size]
+        ids = _padded([waiting[t] for t in texts], pad_to).to(device)
+        with torch.no_grad():
+            found = dict(zip(texts, engine.model(ids).mul(100).clamp(0, 100).tolist(), strict=True))
+        for row in rows:
+            if not row.problem and row.input in found:
+                row.yield_percent = found[row.input]
+    return rows
+
+
+def load(model: ReactionT5 | str | Path) -> ReactionT5:
+    """`model` itself, a checkpoint by name or folder, or the book's "small" forward model."""
+    if isinstance(model, ReactionT5):
+        return model
+    if str(model) == "small":
+        from companion.reactiont5 import pretrain, train
+
+        return ReactionT5(pretrain.small_model("reaction").eval(), train.tokenizer(), "forward")
+    return ReactionT5.from_pretrained(model)
+
+
+def _read(text: str | None, role: str, row: Prediction, optional: bool = False) -> str:
+    """Canonical `text` without atom maps; writes what is wrong with it into `row`."""
+    text = (text or "").strip() if isinstance(text, str | None) else str(text)
+    if not text:
+        if not optional and not row.problem:
+            row.problem = f"{role} is empty"
+        return ""
+    text, maps = strip_maps(text)
+    if maps:
+        row.notes.append(f"{maps} atom maps removed from {role}")
+    form = canonical(text)
+    if form is None:
+        row.problem = row.problem or f"{role} {text[:60]!r} cannot be read: {why_not(text)}"
+    return form or ""
+
+
+def _waiting(engine: ReactionT5, rows: list[Prediction], longest: int) -> dict[str, list[int]]:
+    """Different inputs still to be predicted -> ids; refuses what is too long, notes unknown tokens."""
+    waiting: dict[str, list[int]] = {}
+    for row in rows:
+        if row.problem:
+            continue
+        ids = waiting.get(row.input) or engine.tokenizer.encode(row.input)
+        if len(ids) > longest:
+            row.problem = f"{len(ids)} tokens, the model takes {longest}"
+            continue
+        if lost := engine.tokenizer.unknown(row.input):
+            row.notes.append(f"{lost} symbols are not in the model's vocabulary")
+        waiting[row.input] = ids
+    return waiting
+
+
+def _padded(rows: Sequence[Sequence[int]], least: int = 0) -> torch.Tensor:
+    out = torch.zeros(len(rows), max([least, *map(len, rows)]), dtype=torch.long)
+    for k, row in enumerate(rows):
+        out[k, : len(row)] = torch.tensor(row)
+    return out
+
+
+def _answers(
+    engine: ReactionT5, sequences: list, scores: list, top: int
+) -> tuple[list[Candidate], int, list]:
+    """Merged candidates, number of unreadable beams, text of every beam."""
+    merged: dict[str, list[float]] = {}
+    invalid, raw = 0, [engine.tokenizer.decode(sequence) for sequence in sequences]
+    for text, score in zip(raw, scores, strict=True):
+        form = canonical(text)
+        if form is None:
+            invalid += 1
+        else:
+            merged.setdefault(form, []).append(score)
+    ranked = sorted(merged.items(), key=lambda item: -max(item[1]))
+    return [Candidate(s, max(p), len(p)) for s, p in ranked[:top]], invalid, raw
+
+
+# --- CSV ----------------------------------------------------------------------------------------------
+
+
+def predict_csv(source: str | Path, target: str | Path, model: ReactionT5 | str | Path, **options) -> str:
+    """Predict every row of `source`, write `target`, return a short report.
+
+    Columns read: REACTANT (PRODUCT for retrosynthesis), and where they are there REAGENT, CATALYST, SOLVENT,
+    which are joined; a yield model needs REACTANT and PRODUCT and leaves SOLVENT out, as it was trained. Columns
+    written: the old ones, then `problem`, `notes` and `0th`, `0th score`, ..., `invalid`; or `prediction`.
+    Raises ValueError for a file without the needed column.
+    """
+    engine = load(model)
+    with open(source, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    need = {"forward": ["REACTANT"], "retrosynthesis": ["PRODUCT"]}.get(engine.task, ["REACTANT", "PRODUCT"])
+    have = list(rows[0]) if rows else []
+    if missing := [c for c in need if c not in have]:
+        raise ValueError(
+            f"{Path(source).name}: column {missing[0]} is missing; it has {', '.join(have) or 'no rows'}"
+        )
+    if engine.task == "yield":
+        found = predict_yield(engine, [r["REACTANT"] for r in rows], [_conditions(r, False) for r in rows],
+                              [r["PRODUCT"] for r in rows], **options)  # fmt: skip
+    elif engine.task == "forward":
+        found = predict(
+            engine, [r["REACTANT"] for r in rows], [_conditions(r, True) for r in rows], **options
+        )
+    else:
+        found = predict(engine, [r["PRODUCT"] for r in rows], **options)
+    top = max([len(f.candidates) for f in found], default=0)
+    ranks = [name for k in range(top) for name in (f"{k}th", f"{k}th score")]
+    extra = ["problem", "notes", *(["prediction"] if engine.task == "yield" else [*ranks, "invalid"])]
+    with open(target, "w", newline="", encoding="utf-8") as file:
+        out = csv.DictWriter(file, [*[c for c in have if c not in extra], *extra])
+        out.writeheader()
+        for row, f in zip(rows, found, strict=True):
+            line = {k: v for k, v in row.items() if k not in extra}
+            line |= {"problem": f.problem, "notes": "; ".join(f.notes)}
+            if engine.task == "yield":
+                line["prediction"] = "" if f.yield_percent is None else f"{f.yield_percent:.2f}"
+            else:
+                line["invalid"] = f.invalid
+                for k, c in enumerate(f.candidates):
+                    line |= {f"{k}th": c.smiles, f"{k}th score": f"{c.score:.4f}"}
+            out.writerow(line)
+    bad = [(k, f.problem) for k, f in enumerate(found, 2) if f.problem]
+    report = f"{len(found)} rows, {len(found) - len(bad)} predicted, {len(bad)} not"
+    return (
+        report + "".join(f"\n  row {k}: {why}" for k, why in bad[:20]) + ("\n  ..." if len(bad) > 20 else "")
+    )
+
+
+def _conditions(row: Mapping[str, str], solvent: bool) -> str:
+    """The reagent role of a CSV row; a catalyst that REAGENT already names is not named twice."""
+    reagent, catalyst = row.get("REAGENT") or "", row.get("CATALYST") or ""
+    if catalyst and set(catalyst.split(".")) <= set(reagent.split(".")):
+        catalyst = ""
+    return merge(catalyst, reagent, row.get("SOLVENT") if solvent else None)

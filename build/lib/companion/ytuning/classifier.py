@@ -1,0 +1,207 @@
+"""A frozen model with a Y-Tuning head: fit, predict, `save_pretrained`, `from_pretrained`.
+
+Only the head is stored, with a pointer to the frozen model (its name and the hash of its files).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from companion import records
+from companion.tables import nearest
+from companion.ytuning import features as store
+from companion.ytuning import methods, metrics, multitask, protocol
+from companion.ytuning.frozen import FrozenEncoder
+from companion.ytuning.model import YTuning, YTuningConfig, check_labels
+
+FORMAT = 1
+
+
+class Output(NamedTuple):
+    """What `forward` gives: loss (None without targets) and scores [B, C]."""
+
+    loss: torch.Tensor | None
+    scores: torch.Tensor
+
+
+class YTuningForSequenceClassification(nn.Module):
+    """Text classification by label representations on a frozen model.
+
+    Args:
+        encoder: a `FrozenEncoder`, or the name or folder of one.
+        labels: the labels of the one task, or {task: labels} for several that share the decoder.
+        apart: encode the two texts of a pair separately (models that never saw pairs, such as minilm).
+        **options: fields of `YTuningConfig`.
+    """
+
+    def __init__(self, encoder: FrozenEncoder | str = "minilm", labels: Sequence[str] | Mapping[str, Sequence[str]] =
+                 ("negative", "positive"), *, apart: bool = False, **options: Any) -> None:  # fmt: skip
+        super().__init__()
+        encoder = FrozenEncoder(encoder) if isinstance(encoder, str) else encoder
+        # in a list: the frozen model is no part of this module's parameters or state
+        self._frozen, self.apart = [encoder], apart
+        tasks = labels if isinstance(labels, Mapping) else {"task": labels}
+        if apart:
+            options = {"segments": 2, **options}
+        defaults = {"width_in": encoder.base_width, "mix": len(encoder.layers)}
+        if options.get("width", 0) in (0, encoder.base_width):
+            defaults["heads"] = encoder.heads  # as in the frozen model, where the decoder is as wide
+        self.config = YTuningConfig(tasks, **{**defaults, **options})
+        self.head = YTuning(self.config)
+        if self.config.label_init == "names":
+            for task, names in self.config.tasks.items():
+                self.head.name_labels(task, methods.name_vectors(encoder, names))
+
+    @property
+    def encoder(self) -> FrozenEncoder:
+        """The frozen model."""
+        return self._frozen[0]
+
+    def labels(self, task: str | None = None) -> tuple[str, ...]:
+        """The labels of a task, in the order of the scores."""
+        return self.head.config.tasks[self.head.pick(task)]
+
+    def numbers(self, labels: Sequence[str], task: str | None = None) -> torch.Tensor:
+        """Label names as numbers [n]. Raises ValueError for an unknown one."""
+        known = {name: k for k, name in enumerate(self.labels(task))}
+        for k, name in enumerate(labels):
+            if name not in known:
+                raise ValueError(f"example {k} has label {name!r}; did you mean {nearest(str(name), known)}?")
+        return torch.tensor([known[name] for name in labels])
+
+    def features(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, **options: Any
+    ) -> store.Features:
+        """Frozen features from the cache; `options` go to `features.extract`."""
+        return store.extract(self.encoder, texts, pairs, apart=self.apart and pairs is not None, **options)
+
+    def forward(self, H: torch.Tensor, pad: torch.Tensor | None = None, segments: torch.Tensor | None = None,
+                labels: torch.Tensor | None = None, task: str | None = None) -> Output:  # fmt: skip
+        """Scores, and the loss where label numbers [B] are given, from frozen features H [B, M, P]."""
+        scores = self.head(H, pad, segments, task)
+        return Output(None if labels is None else self.head.loss(scores, labels), scores)
+
+    def fit(self, texts: Sequence[str], labels: Sequence[str], pairs: Sequence[str] | None = None, *,
+            task: str | None = None, epochs: int = 10, rates: Sequence[float] = (5e-4,), batch_size: int = 32,
+            hold_out: float = 0.1, seed: int = 0, **options: Any) -> protocol.Outcome:  # fmt: skip
+        """Train the head; the epoch that is best on a held-out share of the data is kept.
+
+        Raises ValueError for unknown labels, empty texts, or labels and texts that do not match.
+        """
+        if len(labels) != len(texts):
+            raise ValueError(f"{len(texts)} texts come with {len(labels)} labels; give one for each")
+        if not 0 < hold_out < 1:
+            raise ValueError(f"hold_out is {hold_out}; it lies between 0 and 1")
+        task, target = self.head.pick(task), self.numbers(labels, task)
+        found = self.features(texts, pairs, **options)
+        order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
+        cut = max(1, round(len(order) * hold_out))
+        if cut == len(order):
+            raise ValueError(
+                f"{len(order)} example cannot be split into training and held-out part; give more"
+            )
+        train, valid = (protocol.Labelled(found.select(i), target[i]) for i in (order[cut:], order[:cut]))
+        # every learning rate starts from the head as it is now
+        out = protocol.tune(lambda: multitask.OneTask(copy.deepcopy(self.head), task), lambda m, s, y: m.head.loss(s, y), train,
+                            valid, metrics.accuracy, protocol.Budget(tuple(rates), epochs, batch_size), seed)  # fmt: skip
+        self.head.load_state_dict(out.model.head.state_dict())
+        self.eval()
+        return out
+
+    def fit_tasks(self, examples: Mapping[str, tuple[Sequence[str], Sequence[str]]], *, epochs: int = 10,
+                  rate: float = 5e-4, batch_size: int = 32, hold_out: float = 0.1, seed: int = 0,
+                  **options: Any) -> multitask.Together:  # fmt: skip
+        """Train all tasks at once: task -> (texts, labels). Texts that tasks share go through the model once.
+
+        The epoch with the best mean accuracy on held-out shares is kept. Raises ValueError like `fit`.
+        """
+        for task, (texts, labels) in examples.items():
+            if len(labels) != len(texts):
+                raise ValueError(
+                    f"{task}: {len(texts)} texts come with {len(labels)} labels; give one for each"
+                )
+        targets = {task: self.numbers(labels, task) for task, (_, labels) in examples.items()}
+        every = list(dict.fromkeys(text for texts, _ in examples.values() for text in texts))
+        found, where = self.features(every, **options), {text: k for k, text in enumerate(every)}
+        train, valid = {}, {}
+        for task, (texts, _) in examples.items():
+            own, target = found.select([where[text] for text in texts]), targets[task]
+            order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
+            cut = max(1, round(len(order) * hold_out))
+            train[task], valid[task] = (
+                protocol.Labelled(own.select(i), target[i]) for i in (order[cut:], order[:cut])
+            )
+        budget = protocol.Budget((rate,), epochs, batch_size)
+        return multitask.tune(self.head, train, valid, metrics.accuracy, budget, seed)
+
+    def scores(self, texts: Sequence[str], pairs: Sequence[str] | None = None, task: str | None = None,
+               **options: Any) -> torch.Tensor:  # fmt: skip
+        """Scores [n, C]."""
+        return protocol.predict(
+            multitask.OneTask(self.head, self.head.pick(task)), self.features(texts, pairs, **options)
+        )
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None, task: str | None = None,
+                **options: Any) -> list[str]:  # fmt: skip
+        """The best label of each text."""
+        names = self.labels(task)
+        return [names[k] for k in self.scores(texts, pairs, task, **options).argmax(1).tolist()]
+
+    def add_label(self, label: str, task: str | None = None) -> None:
+        """Append a label. Cached features stay valid; only the head has to go on training."""
+        check_labels((*self.labels(task), label), self.head.pick(task))
+        self.head.add_label(self.head.pick(task), label)
+        self.config = self.head.config
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write `ytuning.json` and `ytuning.safetensors`: the head, and which frozen model it belongs to."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        encoder = self.encoder
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()},
+                  folder / "ytuning.safetensors")  # fmt: skip
+        records.write_json(folder / "ytuning.json", {
+            "format": FORMAT, "head": asdict(self.head.config), "apart": self.apart,
+            "frozen": {"name": encoder.name, "fingerprint": encoder.fingerprint, "max_length": encoder.max_length,
+                       "layers": list(encoder.layers), "precision": encoder.precision},
+        })  # fmt: skip
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, encoder: FrozenEncoder | None = None
+    ) -> YTuningForSequenceClassification:
+        """Load what `save_pretrained` wrote; `encoder` may bring the frozen model (it must be the same one).
+
+        Raises ValueError for a folder without a head, and for another frozen model.
+        """
+        folder = Path(folder)
+        if not (folder / "ytuning.json").is_file():
+            raise ValueError(f"{folder.name} holds no ytuning.json; give a folder that save_pretrained wrote")
+        content = json.loads((folder / "ytuning.json").read_text(encoding="utf-8"))
+        if content.get("format") != FORMAT:
+            raise ValueError(
+                f"{folder.name} has format {content.get('format')!r}; this version reads {FORMAT}"
+            )
+        frozen = content["frozen"]
+        encoder = encoder or FrozenEncoder(frozen["name"], frozen["max_length"], frozen["layers"],
+                                           precision=frozen["precision"])  # fmt: skip
+        if encoder.fingerprint != frozen["fingerprint"]:
+            raise ValueError(f"this head was trained on {frozen['name']} ({frozen['fingerprint']}), not on "
+                             f"{encoder.name} ({encoder.fingerprint}); a head only fits its own frozen model")  # fmt: skip
+        if list(encoder.layers) != frozen["layers"]:
+            raise ValueError(f"this head reads layers {frozen['layers']} of {frozen['name']}; the encoder given keeps "
+                             f"{list(encoder.layers)}")  # fmt: skip
+        head = content["head"]
+        tasks = head.pop("tasks")
+        model = cls(encoder, tasks, apart=content["apart"], **head)
+        model.head.load_state_dict(load_file(folder / "ytuning.safetensors"))
+        return model.eval()
