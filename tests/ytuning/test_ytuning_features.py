@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+import time
 from collections import namedtuple
 
 import pytest
@@ -124,6 +125,38 @@ def test_a_killed_pass_goes_on_where_it_stopped(make_encoder, tmp_path, monkeypa
     resumed = extract(encoder, texts, number="float32", folder=tmp_path / "part", quiet=True)
     assert sum(seen) == len(texts) - done
     torch.testing.assert_close(resumed.values, whole.values, atol=1e-5, rtol=0)
+
+
+def _slowly(make, texts, folder, started):
+    torch.set_num_threads(1)
+    features.SAVE_EVERY = 5
+    encoder = make()
+
+    def wait(*_):
+        if len(list(folder.glob("features-*/done.json"))):
+            started.set()
+            time.sleep(60)
+
+    encoder._module.register_forward_hook(wait)
+    extract(encoder, texts, number="float32", folder=folder, batch_tokens=64, quiet=True)
+
+
+def test_a_process_killed_by_the_system_leaves_a_cache_that_another_finishes(make_encoder, tmp_path):
+    """SIGKILL while it holds the lock: no handler runs, and the next process neither waits nor starts over."""
+    texts = [f"the {a} {b}" for a in "abcde" for b in "abcde"]
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    process = context.Process(target=_slowly, args=(make_encoder, texts, tmp_path, started))
+    process.start()
+    assert started.wait(60)
+    process.kill()
+    process.join()
+    encoder, seen = make_encoder(), []
+    encoder._module.register_forward_hook(lambda m, inputs, out: seen.append(len(inputs[0])))
+    found = extract(encoder, texts, number="float32", folder=tmp_path, quiet=True)
+    assert 0 < sum(seen) < len(texts)
+    for k, H in enumerate(online(encoder, texts)):
+        torch.testing.assert_close(found.one(k)[0], H, atol=1e-5, rtol=0)
 
 
 def _extract_in_process(make, folder, queue):

@@ -195,6 +195,51 @@ def test_bad_labels_get_one_sentence(make_encoder, tmp_path):
         model.add_label("no")
 
 
+def test_one_string_or_too_few_examples_get_one_sentence(make_encoder, tmp_path):
+    model = YTuningForSequenceClassification(make_encoder(), ("no", "yes"), width=8, heads=2)
+    with pytest.raises(ValueError, match="texts is one string, 'the cat'; give a list"):
+        model.predict("the cat", folder=tmp_path)
+    with pytest.raises(ValueError, match="pairs is one string"):
+        model.predict(["the cat"], "the dog", folder=tmp_path)
+    with pytest.raises(ValueError, match="texts is one string"):
+        model.fit("ab", ["no", "yes"], folder=tmp_path)
+    with pytest.raises(ValueError, match="labels is one string"):
+        model.fit(["a", "b"], "no", folder=tmp_path)
+    with pytest.raises(ValueError, match="1 example cannot be split"):
+        model.fit(["a"], ["no"], folder=tmp_path)
+    for share in (0, 1, 1.5):
+        with pytest.raises(ValueError, match=f"hold_out is {share}; it lies between 0 and 1"):
+            model.fit(["a", "b"], ["no", "yes"], hold_out=share, folder=tmp_path)
+    with pytest.raises(ValueError, match="2 examples cannot be split"):
+        model.fit(["a", "b"], ["no", "yes"], hold_out=0.9, folder=tmp_path)
+
+
+def test_loading_a_head_never_runs_the_frozen_model(make_encoder, tmp_path):
+    model = YTuningForSequenceClassification(
+        make_encoder(), ("happy", "sad"), width=16, heads=2, label_init="names"
+    )
+    model.save_pretrained(tmp_path / "head")
+    encoder, calls = make_encoder(), []
+    encoder._module.register_forward_hook(lambda *_: calls.append(1))
+    back = YTuningForSequenceClassification.from_pretrained(tmp_path / "head", encoder)
+    assert not calls
+    assert back.config == back.head.config == model.config
+    torch.testing.assert_close(back.head.labels["task"], model.head.labels["task"])
+    (tmp_path / "head" / "ytuning.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"head holds no ytuning.safetensors; give a folder"):
+        YTuningForSequenceClassification.from_pretrained(tmp_path / "head", encoder)
+
+
+def test_a_head_refuses_other_layers_of_its_own_model(make_encoder, tmp_path):
+    YTuningForSequenceClassification(make_encoder(), ("no", "yes"), width=8, heads=2).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(
+        ValueError, match=r"this head reads layers \[-1\] of tiny; the encoder given keeps \[0, -1\]"
+    ):
+        YTuningForSequenceClassification.from_pretrained(tmp_path, make_encoder(layers=(0, -1)))
+
+
 def test_no_operation_of_the_frozen_model_is_in_the_graph(make_encoder, tmp_path):
     """Walking back from the loss reaches psi's parameters and nothing else, however deep the frozen model is."""
     reached = []
