@@ -190,6 +190,23 @@ def test_a_full_disk_is_said_before_anything_is_computed(make_encoder, tmp_path,
     assert not seen
 
 
+def test_a_disk_that_fills_up_meanwhile_stops_the_pass_with_a_sentence(make_encoder, tmp_path, monkeypatch):
+    """Two passes may both have seen the same free space; a mapped file without its blocks would kill the process."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(features.os, "posix_fallocate", full)
+    with pytest.raises(
+        OSError, match=r"608 B of features do not fit into .* \(No space left on device\); free some"
+    ):
+        extract(make_encoder(), TEXTS, folder=tmp_path, quiet=True)
+    monkeypatch.undo()
+    found = extract(make_encoder(), TEXTS, folder=tmp_path, quiet=True)
+    values = found.folder / "values.bin"
+    assert values.stat().st_blocks * 512 >= values.stat().st_size
+
+
 def test_another_models_cache_is_refused(make_encoder, tmp_path):
     found = extract(make_encoder(seed=0), TEXTS, folder=tmp_path, quiet=True)
     assert len(open_entry(found.folder, make_encoder(seed=0))) == 3
