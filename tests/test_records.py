@@ -69,6 +69,22 @@ def test_a_record_says_everything(tmp_path):
     assert frame.loc[0, "run.seed"] == 3
 
 
+def test_code_that_was_edited_during_the_run_is_not_called_clean(tmp_path, monkeypatch):
+    source = tmp_path / "during.py"
+    source.write_text("x = 1\n")
+    module = type(sys)("companion.during")
+    module.__file__ = str(source)
+    monkeypatch.setitem(sys.modules, "companion.during", module)
+    monkeypatch.setattr(records, "commit", lambda code=(): {"commit": "0123", "dirty": False})
+    metrics = dict.fromkeys(["recovery", "accurate", "exact", "token_accuracy", "length"], 1.0)
+    os.utime(source, (0, 0))
+    _, run = open_run(tmp_path)
+    assert records.load(run.save(metrics))["provenance"]["dirty"] is False
+    _, run = open_run(tmp_path)
+    source.write_text("x = 2\n")
+    assert records.load(run.save(metrics))["provenance"]["dirty"] is True
+
+
 def test_a_record_without_the_tables_metric_is_refused(tmp_path):
     _, run = open_run(tmp_path)
     with pytest.raises(KeyError, match="recovery"):

@@ -44,7 +44,7 @@ if importlib.util.find_spec("companion") is None:
 table = "efficiency"  # efficiency, counts or size: tables of papers/ytuning.toml
 row = "minilm"  # a model: minilm, roberta-large, bart-large, deberta-xxl
 column = "all"  # one run fills all columns
-scale = "reduced"  # reduced (MiniLM), real (large models, small batch, a CPU) or full (a GPU; counts and size: none)
+scale = "reduced"  # reduced (MiniLM), real (the large models, a small batch, a CPU) or full (a GPU; counts and size: none)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
@@ -108,14 +108,17 @@ for short, c in counted.items():
 #
 # Forward, backward, AdamW, each method in a process of its own so that its peak memory is its own. `uncached` runs
 # the frozen model without gradients in each step, `cached` starts from stored features and never builds the model.
-# On a CPU the peak is what the steps add to the process after the model is loaded, and time is the processor time of
-# one thread, so that other work on the machine does not count; on a GPU both are everything.
+# On a CPU the peak is what the steps add to the process after the model (and what torch loads for its first step) is
+# there, and time is the processor time of one thread, so that other work on the machine does not count; on a GPU both
+# are everything.
 
 # %%
 measured = {"rows": {}, "ratios": {}}
 if table == "efficiency":
+    # a row may leave out what its machine has no memory for
+    taken = p.get("methods", " ".join(names)).split()
     measured = cost.compare(
-        p["backbone"], tuple(names), examples=p["examples"], batch=p["batch"], tokens=p["tokens"],
+        p["backbone"], tuple(taken), examples=p["examples"], batch=p["batch"], tokens=p["tokens"],
         steps=p["steps"], warmup=p["warmup"], precision=p["precision"],
     )  # fmt: skip
     for method, m in measured["rows"].items():
@@ -158,7 +161,7 @@ elif table == "counts":
 else:
     rows, ratios = measured["rows"], measured["ratios"]
     outcome = {
-        f"{name}-{short}": rows[method][key]
+        f"{name}-{short}": rows.get(method, {}).get(key)
         for method, short in names.items()
         for name, key in (
             ("speed", "examples_per_s"),
@@ -169,7 +172,7 @@ else:
         )
     }
     outcome |= {
-        f"times-{short}": ratios[f"speed {method}"]
+        f"times-{short}": ratios.get(f"speed {method}")
         for method, short in names.items()
         if short != "fine-tuning"
     }
@@ -181,7 +184,8 @@ else:
         if short != "fine-tuning"
     }
     outcome |= {"feature_pass_s": measured["feature_pass_s"],
-                "break-even": rows["fine-tuning"].get("break_even_epochs"),
+                "break-even": rows.get("fine-tuning", {}).get("break_even_epochs"),
+                "break-even-lora": rows["lora"].get("break_even_epochs"),
                 "break-even-uncached": rows["y-tuning"].get("break_even_epochs")}  # fmt: skip
 device = next((m["device"] for m in measured["rows"].values()), "counted")
 path = run.save(outcome, notes={"device": device})

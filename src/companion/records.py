@@ -114,6 +114,14 @@ def current_code(name: str) -> str | None:
     return file_fingerprint(base / "__init__.py") or file_fingerprint(base.with_suffix(".py"))
 
 
+def _edited(name: str, since: float) -> bool:
+    """Whether the source of a module or file of the checkout was written after `since` (seconds of the epoch)."""
+    module = sys.modules.get(name)
+    root = checkout()
+    path = Path(module.__file__) if module else root / name if root and name.endswith(".py") else None
+    return bool(path and path.is_file() and path.stat().st_mtime > since)
+
+
 def fingerprint(*things: Any) -> str:
     """Hash of data: arrays, tensors, text, numbers and nested containers of them (16 hex digits).
 
@@ -291,6 +299,10 @@ class Run:
         root, notebook = checkout(), f"notebooks/{self.cell.notebook}.py"
         if root and (found := file_fingerprint(root / notebook)):
             code[notebook] = found
+        made = commit(code)
+        # a source edited while the run was going on is not what ran
+        began = self._started.timestamp()
+        made["dirty"] = made["dirty"] or (made["commit"] and any(_edited(name, began) for name in code))
         record = {
             "schema": SCHEMA,
             "run": {"paper": self.cell.paper, "table": self.cell.table, "row": self.cell.row,
@@ -302,7 +314,7 @@ class Run:
             "provenance": {
                 "data": fingerprint(data) if data is not None else None,
                 "code": code,
-                **commit(code),
+                **made,
                 "versions": versions(),
                 "platform": platform.system(),
                 "processor": processor(),

@@ -41,11 +41,29 @@ def test_each_task_is_read_in_its_own_format(glue, task, split, texts, pairs, ta
     ("SST-2/dev.tsv", "text\tlabel\na\t1\n", "column 'sentence' of sst2 is missing; found text, label"),
     ("SST-2/dev.tsv", "sentence\tlabel\na\t1\nb\t2\n", "row 2 has label '2'; known: 0, 1"),
     ("SST-2/dev.tsv", "sentence\tlabel\na\n", "row 1 has 1 fields, expected 2"),
+    ("SST-2/dev.tsv", "", "dev.tsv of sst2 is empty"),
 ])  # fmt: skip
 def test_broken_files_are_named_with_the_row(glue, name, text, words):
     (glue / name).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=words):
         data.read("sst2", "dev")
+
+
+def test_rows_that_glue_itself_broke_are_left_out_and_counted(glue):
+    """QQP's own file has questions with a line break or a tab inside, and empty ones."""
+    head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    rows = [
+        "1\t1\t2\tWhy?\tHow come?\t1",
+        "2\t3\t4\tWho was",
+        "he?\tWho is he?\t0",
+        "3\t5\t6\tWhat?\t\t0",
+        "4\t7\t8\tA?\tB?\t0",
+    ]
+    (glue / "QQP").mkdir()
+    (glue / "QQP" / "train.tsv").write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match="train.tsv of qqp: 3 of 5 rows are broken and were left out"):
+        found = data.read("qqp")
+    assert (found.texts, found.pairs, found.target) == (["Why?", "A?"], ["How come?", "B?"], [1, 0])
 
 
 def test_regression_is_excluded_in_one_sentence():
@@ -162,7 +180,12 @@ def test_typos_swap_two_inner_letters_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("task", "words"), [("requests-151", "2 to 150"), ("aspects", "did you mean aspect")]
+    ("task", "words"),
+    [
+        ("requests-151", "2 to 150"),
+        ("aspects", "did you mean aspect"),
+        ("request-8", "did you mean requests-8"),
+    ],
 )
 def test_unknown_grammar_tasks_are_refused(task, words):
     with pytest.raises(ValueError, match=words):
@@ -181,15 +204,24 @@ def test_without_files_the_hub_is_read(monkeypatch, tmp_path):
         one = (
             {"premise": ["A.", "B."], "hypothesis": ["C.", "D."]}
             if task == "mnli"
-            else {"sentence": ["a", "b"]}
+            else {"question1": ["A?", "B?"], "question2": ["C?", " "]}
+            if task == "qqp"
+            else {"sentence": ["a", "b "]}
         )
         return hub.Dataset.from_dict({**one, "label": [2, 0] if task == "mnli" else [1, 0]})
 
     monkeypatch.setattr(hub, "load_dataset", load_dataset)
     found = data.read("mnli", "dev")
     assert (found.texts, found.pairs, found.target) == (["A.", "B."], ["C.", "D."], [2, 0])
-    assert data.read("sst2", "dev").target == [1, 0]
-    assert asked == [("nyu-mll/glue", "mnli", "validation_matched"), ("nyu-mll/glue", "sst2", "validation")]
+    found = data.read("sst2", "dev")
+    assert (found.texts, found.target) == (["a", "b"], [1, 0])
+    with pytest.warns(UserWarning, match="1 of 2 examples of qqp have an empty text and were left out"):
+        found = data.read("qqp")
+    assert (found.texts, found.pairs, found.target) == (["A?"], ["C?"], [1])
+    assert asked[:2] == [
+        ("nyu-mll/glue", "mnli", "validation_matched"),
+        ("nyu-mll/glue", "sst2", "validation"),
+    ]
 
 
 def test_missing_data_says_how_to_get_it(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+import time
 from collections import namedtuple
 
 import pytest
@@ -126,6 +127,38 @@ def test_a_killed_pass_goes_on_where_it_stopped(make_encoder, tmp_path, monkeypa
     torch.testing.assert_close(resumed.values, whole.values, atol=1e-5, rtol=0)
 
 
+def _slowly(make, texts, folder, started):
+    torch.set_num_threads(1)
+    features.SAVE_EVERY = 5
+    encoder = make()
+
+    def wait(*_):
+        if len(list(folder.glob("features-*/done.json"))):
+            started.set()
+            time.sleep(60)
+
+    encoder._module.register_forward_hook(wait)
+    extract(encoder, texts, number="float32", folder=folder, batch_tokens=64, quiet=True)
+
+
+def test_a_process_killed_by_the_system_leaves_a_cache_that_another_finishes(make_encoder, tmp_path):
+    """SIGKILL while it holds the lock: no handler runs, and the next process neither waits nor starts over."""
+    texts = [f"the {a} {b}" for a in "abcde" for b in "abcde"]
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    process = context.Process(target=_slowly, args=(make_encoder, texts, tmp_path, started))
+    process.start()
+    assert started.wait(60)
+    process.kill()
+    process.join()
+    encoder, seen = make_encoder(), []
+    encoder._module.register_forward_hook(lambda m, inputs, out: seen.append(len(inputs[0])))
+    found = extract(encoder, texts, number="float32", folder=tmp_path, quiet=True)
+    assert 0 < sum(seen) < len(texts)
+    for k, H in enumerate(online(encoder, texts)):
+        torch.testing.assert_close(found.one(k)[0], H, atol=1e-5, rtol=0)
+
+
 def _extract_in_process(make, folder, queue):
     torch.set_num_threads(1)
     found = extract(make(), TEXTS, number="float32", folder=folder, quiet=True)
@@ -155,6 +188,23 @@ def test_a_full_disk_is_said_before_anything_is_computed(make_encoder, tmp_path,
     with pytest.raises(OSError, match=r"take 608 B but .* has 10 B free"):
         extract(encoder, TEXTS, folder=tmp_path, quiet=True)
     assert not seen
+
+
+def test_a_disk_that_fills_up_meanwhile_stops_the_pass_with_a_sentence(make_encoder, tmp_path, monkeypatch):
+    """Two passes may both have seen the same free space; a mapped file without its blocks would kill the process."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(features.os, "posix_fallocate", full)
+    with pytest.raises(
+        OSError, match=r"608 B of features do not fit into .* \(No space left on device\); free some"
+    ):
+        extract(make_encoder(), TEXTS, folder=tmp_path, quiet=True)
+    monkeypatch.undo()
+    found = extract(make_encoder(), TEXTS, folder=tmp_path, quiet=True)
+    values = found.folder / "values.bin"
+    assert values.stat().st_blocks * 512 >= values.stat().st_size
 
 
 def test_another_models_cache_is_refused(make_encoder, tmp_path):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from companion import tables
+from companion import tables, training
 from companion.ytuning import baselines, cost, data, methods, metrics, protocol
 from companion.ytuning.classifier import YTuningForSequenceClassification
-from companion.ytuning.features import extract
+from companion.ytuning.features import Noisy, extract
 from companion.ytuning.frozen import FrozenEncoder
 from companion.ytuning.model import YTuning
 
@@ -137,6 +137,43 @@ def test_equal_seeds_give_equal_models(make_encoder, tmp_path):
     assert not torch.equal(scores[0], scores[2])
 
 
+def test_batches_hold_texts_of_similar_length_and_every_text_once_an_epoch():
+    lengths = torch.randint(3, 60, (203,), generator=torch.Generator().manual_seed(0))
+    index, plain = protocol.grouped(lengths, 8, seed=1, pool=16), training.epochs(203, 8, 1)
+    for epoch in (0, 1):
+        batches = [index(epoch * 25 + k) for k in range(25)]
+        kept = torch.cat([plain(epoch * 25 + k) for k in range(25)])
+        assert sorted(torch.cat(batches).tolist()) == sorted(kept.tolist())
+        padding = [float(lengths[b].max() * len(b) / lengths[b].sum()) for b in batches]
+        assert sum(padding) / 25 < 1.15
+    assert not torch.equal(index(0), index(25))
+    assert torch.equal(index(3), protocol.grouped(lengths, 8, seed=1, pool=16)(3))
+    # the order of the batches is not the order of their lengths
+    firsts = [int(lengths[index(k)].max()) for k in range(16)]
+    assert firsts != sorted(firsts)
+
+
+def test_a_budget_that_cannot_be_spent_gets_one_sentence():
+    for options, words in (({"rates": ()}, "at least one learning rate"), ({"rates": (0.0,)}, "above 0"),
+                           ({"rates": (1e-3,), "epochs": 0}, "epochs is 0"), ({"rates": (1e-3,), "pool": 0}, "pool is 0")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            protocol.Budget(**options)
+
+
+@pytest.mark.parametrize("method", baselines.TUNED)
+def test_a_tuned_model_cut_after_its_last_layer_gives_its_own_scores(make_encoder, method):
+    encoder = make_encoder()
+    source = protocol.TokenSource(encoder, encoder.tokenize(SPLIT.texts))
+    model = methods.make(method, encoder, SPLIT.labels, {})
+    head, states = methods.readout(model, source)
+    torch.testing.assert_close(
+        protocol.predict(head, states), protocol.predict(model, source), atol=1e-5, rtol=1e-4
+    )
+    assert torch.equal(states.lengths(), source.lengths())
+    noisy = protocol.predict(head, Noisy(states, 1.0, 0))
+    assert not torch.allclose(noisy, protocol.predict(head, states), atol=1e-2)
+
+
 def test_predictions_come_back_in_their_own_order(make_encoder, tmp_path):
     found = extract(make_encoder(), SPLIT.texts, number="float32", folder=tmp_path, quiet=True)
     model = baselines.LinearProbe(16, 2)
@@ -193,6 +230,51 @@ def test_bad_labels_get_one_sentence(make_encoder, tmp_path):
         model.fit(["a", "b"], ["no"], folder=tmp_path)
     with pytest.raises(ValueError, match="'no' twice"):
         model.add_label("no")
+
+
+def test_one_string_or_too_few_examples_get_one_sentence(make_encoder, tmp_path):
+    model = YTuningForSequenceClassification(make_encoder(), ("no", "yes"), width=8, heads=2)
+    with pytest.raises(ValueError, match="texts is one string, 'the cat'; give a list"):
+        model.predict("the cat", folder=tmp_path)
+    with pytest.raises(ValueError, match="pairs is one string"):
+        model.predict(["the cat"], "the dog", folder=tmp_path)
+    with pytest.raises(ValueError, match="texts is one string"):
+        model.fit("ab", ["no", "yes"], folder=tmp_path)
+    with pytest.raises(ValueError, match="labels is one string"):
+        model.fit(["a", "b"], "no", folder=tmp_path)
+    with pytest.raises(ValueError, match="1 example cannot be split"):
+        model.fit(["a"], ["no"], folder=tmp_path)
+    for share in (0, 1, 1.5):
+        with pytest.raises(ValueError, match=f"hold_out is {share}; it lies between 0 and 1"):
+            model.fit(["a", "b"], ["no", "yes"], hold_out=share, folder=tmp_path)
+    with pytest.raises(ValueError, match="2 examples cannot be split"):
+        model.fit(["a", "b"], ["no", "yes"], hold_out=0.9, folder=tmp_path)
+
+
+def test_loading_a_head_never_runs_the_frozen_model(make_encoder, tmp_path):
+    model = YTuningForSequenceClassification(
+        make_encoder(), ("happy", "sad"), width=16, heads=2, label_init="names"
+    )
+    model.save_pretrained(tmp_path / "head")
+    encoder, calls = make_encoder(), []
+    encoder._module.register_forward_hook(lambda *_: calls.append(1))
+    back = YTuningForSequenceClassification.from_pretrained(tmp_path / "head", encoder)
+    assert not calls
+    assert back.config == back.head.config == model.config
+    torch.testing.assert_close(back.head.labels["task"], model.head.labels["task"])
+    (tmp_path / "head" / "ytuning.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"head holds no ytuning.safetensors; give a folder"):
+        YTuningForSequenceClassification.from_pretrained(tmp_path / "head", encoder)
+
+
+def test_a_head_refuses_other_layers_of_its_own_model(make_encoder, tmp_path):
+    YTuningForSequenceClassification(make_encoder(), ("no", "yes"), width=8, heads=2).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(
+        ValueError, match=r"this head reads layers \[-1\] of tiny; the encoder given keeps \[0, -1\]"
+    ):
+        YTuningForSequenceClassification.from_pretrained(tmp_path, make_encoder(layers=(0, -1)))
 
 
 def test_no_operation_of_the_frozen_model_is_in_the_graph(make_encoder, tmp_path):
@@ -254,7 +336,7 @@ def test_the_page_of_bert_is_transformers_bert():
     torch.testing.assert_close(encoder(*inputs)[~inputs[1]], want[~inputs[1]], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["roberta", "deberta-v2", "bart"])
+@pytest.mark.parametrize("kind", ["roberta", "deberta-v2", "bart", "distilbert", "t5"])
 def test_other_families_work_from_a_folder(tmp_path, tokenizer, kind):
     import transformers as hf
 
@@ -265,6 +347,12 @@ def test_other_families_work_from_a_folder(tmp_path, tokenizer, kind):
         model = hf.BartModel(hf.BartConfig(vocab_size=tokenizer.get_vocab_size(), d_model=16, encoder_layers=2, decoder_layers=1, pad_token_id=0,
                                            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
                                            decoder_ffn_dim=32, max_position_embeddings=40))  # fmt: skip
+    elif kind == "distilbert":
+        model = hf.DistilBertModel(hf.DistilBertConfig(vocab_size=tokenizer.get_vocab_size(), dim=16, n_layers=2, n_heads=2,
+                                                       hidden_dim=32, max_position_embeddings=40, pad_token_id=0))  # fmt: skip
+    elif kind == "t5":
+        model = hf.T5Model(hf.T5Config(vocab_size=tokenizer.get_vocab_size(), d_model=16, d_kv=8, num_layers=2, num_heads=2,
+                                       d_ff=32, pad_token_id=0))  # fmt: skip
     elif kind == "roberta":
         model = hf.RobertaModel(hf.RobertaConfig(**size, type_vocab_size=1))
     else:
@@ -273,7 +361,7 @@ def test_other_families_work_from_a_folder(tmp_path, tokenizer, kind):
     model.save_pretrained(tmp_path / kind)
     tokenizer.save(str(tmp_path / kind / "tokenizer.json"))
     encoder = FrozenEncoder(str(tmp_path / kind), max_length=16, layers=(0, -1), device="cpu")
-    assert (encoder.width, encoder.depth) == (32, 2)
+    assert (encoder.width, encoder.depth, encoder.heads) == (32, 2, 2)
     found = extract(
         encoder, ["the cat sat", "a dog"], ["the mat", "on"], number="float32", folder=tmp_path, quiet=True
     )

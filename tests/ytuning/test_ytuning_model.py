@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from companion.ytuning.model import YTuning, YTuningConfig, parameter_count, triplet_loss
+from companion.ytuning.model import Attention, YTuning, YTuningConfig, parameter_count, triplet_loss
 
 TWO = {"task": ("no", "yes")}
 
@@ -150,6 +150,47 @@ def test_label_names_start_with_the_spread_of_the_random_start():
     assert model.labels["task"].std().item() == pytest.approx(0.02, rel=1e-3)
     centred = vectors - vectors.mean(0)
     torch.testing.assert_close(F.cosine_similarity(model.labels["task"], centred), torch.ones(3))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_few_queries_read_the_tokens_without_projecting_them(batch):
+    """Moving W_K to the queries and W_V behind the sum changes no score and no gradient, under dropout, too."""
+    torch.manual_seed(0)
+    net = Attention(32, 4, 0.0)
+    for part in (net.key, net.value):
+        torch.nn.init.normal_(part.bias)
+    q, memory, pad = torch.randn(batch, 3, 32, requires_grad=True), torch.randn(3, 9, 32), inputs()[1]
+    pad = F.pad(pad, (0, 4), value=False)
+    found = []
+    for way in (net._few, net._many):
+        read = way(net._split(net.query(q)), memory, pad)
+        found.append(
+            [
+                read,
+                *torch.autograd.grad(read.pow(2).sum(), [q, *net.key.parameters(), *net.value.parameters()]),
+            ]
+        )
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-4)
+    # dropped weights no longer sum to 1, and the values' bias must shrink with them
+    net.dropout = 0.5
+    torch.nn.init.zeros_(net.value.weight)
+    weights = net._few(net._split(net.query(q)), memory, pad) / net.value.bias.view(4, 1, 8)
+    assert weights.std(-1).max() < 1e-4
+    assert (weights[..., 0] - 1).abs().max() > 0.1
+
+
+def test_the_way_with_fewer_operations_is_taken(monkeypatch):
+    taken = []
+    for way in ("_few", "_many"):
+        real = getattr(Attention, way)
+        monkeypatch.setattr(
+            Attention, way, lambda self, *a, way=way, real=real: taken.append(way) or real(self, *a)
+        )
+    for labels, tokens in ((2, 12), (40, 12), (2, 1)):
+        net = head({"task": [str(k) for k in range(labels)]}, width=16, self_attention=False)
+        assert net(torch.randn(2, tokens, 16)).shape == (2, labels)
+    assert taken == ["_few", "_many", "_many"]
 
 
 def test_a_separable_toy_is_learned():

@@ -86,3 +86,9 @@ def test_the_classifier_fits_tasks_together_with_one_pass(make_encoder, tmp_path
         model.fit_tasks({"what": (["a", "b"], ["sat"])})
     with pytest.raises(ValueError, match="example 0 has label 'bird'"):
         model.fit_tasks({"who": (["a"], ["bird"])})
+    with pytest.raises(ValueError, match="who: 1 example cannot be split"):
+        model.fit_tasks({"who": (["a"], ["cat"])})
+    with pytest.raises(ValueError, match="hold_out is 0; it lies between 0 and 1"):
+        model.fit_tasks({"who": (["a", "b"], ["cat", "dog"])}, hold_out=0)
+    with pytest.raises(ValueError, match="this model knows who, what"):
+        model.fit_tasks({"where": (["a", "b"], ["cat", "dog"])})

@@ -170,8 +170,10 @@ class Tuned(nn.Module):
             return self.model.get_input_embeddings()
         return self.model.embeddings["word_embeddings"]
 
-    def forward(self, ids: torch.Tensor, pad: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
-        """ids, pad, types: [B, M] -> [B, C]"""
+    def states(
+        self, ids: torch.Tensor, pad: torch.Tensor, types: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Last states of the words [B, M, P], and which of them are words [B, M]. ids, pad, types: [B, M]"""
         if self.prompt is None:
             H = hidden_states(self.model, ids, pad, types)[-1]
         elif hasattr(self.model, "get_input_embeddings"):
@@ -180,6 +182,24 @@ class Tuned(nn.Module):
             H = self.model(inputs_embeds=x, attention_mask=seen).last_hidden_state[:, len(self.prompt) :]
         else:
             H = self.model(ids, pad, types, self.prompt)[-1][:, len(self.prompt) :]
+        return H, ~pad
+
+    def forward(self, ids: torch.Tensor, pad: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+        """ids, pad, types: [B, M] -> [B, C]"""
+        return self.out(mean_pool(*self.states(ids, pad, types)))
+
+
+class MeanHead(nn.Module):
+    """The classifier of a `Tuned` model by itself: a linear layer on the mean of given states."""
+
+    def __init__(self, out: nn.Linear) -> None:
+        super().__init__()
+        self.out = out
+
+    def forward(
+        self, H: torch.Tensor, pad: torch.Tensor, segments: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """H: [B, M, P] -> [B, C]"""
         return self.out(mean_pool(H, ~pad))
 
 

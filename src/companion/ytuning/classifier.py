@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,28 @@ from companion.ytuning.frozen import FrozenEncoder
 from companion.ytuning.model import YTuning, YTuningConfig, check_labels
 
 FORMAT = 1
+
+
+def listed(texts: Sequence[str], what: str = "texts") -> Sequence[str]:
+    """`texts`. Raises ValueError for one string, whose letters would pass for texts."""
+    if isinstance(texts, str):
+        raise ValueError(f"{what} is one string, {texts[:40]!r}; give a list of them, even for one")
+    return texts
+
+
+def held_out(count: int, share: float, seed: int, what: str = "") -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of `count` examples, shuffled: those to train on, and at least one, about `share` of all, to choose on.
+
+    Raises ValueError for a share outside 0 to 1, or too few examples for two parts.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"hold_out is {share}; it lies between 0 and 1")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    cut = max(1, round(count * share))
+    if cut >= count:
+        raise ValueError(f"{what}{count} example{'s' if count != 1 else ''} cannot be split into training and held-out "
+                         "part; give more, or hold out less")  # fmt: skip
+    return order[cut:], order[:cut]
 
 
 class Output(NamedTuple):
@@ -81,7 +103,12 @@ class YTuningForSequenceClassification(nn.Module):
     def features(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, **options: Any
     ) -> store.Features:
-        """Frozen features from the cache; `options` go to `features.extract`."""
+        """Frozen features from the cache; `options` go to `features.extract`.
+
+        Raises ValueError for one string in place of a list, an empty text, or pairs that do not match.
+        """
+        listed(texts)
+        listed(pairs or (), "pairs")
         return store.extract(self.encoder, texts, pairs, apart=self.apart and pairs is not None, **options)
 
     def forward(self, H: torch.Tensor, pad: torch.Tensor | None = None, segments: torch.Tensor | None = None,
@@ -97,19 +124,13 @@ class YTuningForSequenceClassification(nn.Module):
 
         Raises ValueError for unknown labels, empty texts, or labels and texts that do not match.
         """
-        if len(labels) != len(texts):
+        listed(labels, "labels")
+        if len(labels) != len(listed(texts)):
             raise ValueError(f"{len(texts)} texts come with {len(labels)} labels; give one for each")
-        if not 0 < hold_out < 1:
-            raise ValueError(f"hold_out is {hold_out}; it lies between 0 and 1")
+        parts = held_out(len(texts), hold_out, seed)
         task, target = self.head.pick(task), self.numbers(labels, task)
         found = self.features(texts, pairs, **options)
-        order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
-        cut = max(1, round(len(order) * hold_out))
-        if cut == len(order):
-            raise ValueError(
-                f"{len(order)} example cannot be split into training and held-out part; give more"
-            )
-        train, valid = (protocol.Labelled(found.select(i), target[i]) for i in (order[cut:], order[:cut]))
+        train, valid = (protocol.Labelled(found.select(i), target[i]) for i in parts)
         # every learning rate starts from the head as it is now
         out = protocol.tune(lambda: multitask.OneTask(copy.deepcopy(self.head), task), lambda m, s, y: m.head.loss(s, y), train,
                             valid, metrics.accuracy, protocol.Budget(tuple(rates), epochs, batch_size), seed)  # fmt: skip
@@ -125,21 +146,18 @@ class YTuningForSequenceClassification(nn.Module):
         The epoch with the best mean accuracy on held-out shares is kept. Raises ValueError like `fit`.
         """
         for task, (texts, labels) in examples.items():
-            if len(labels) != len(texts):
+            if len(labels) != len(listed(texts)):
                 raise ValueError(
                     f"{task}: {len(texts)} texts come with {len(labels)} labels; give one for each"
                 )
         targets = {task: self.numbers(labels, task) for task, (_, labels) in examples.items()}
+        parts = {task: held_out(len(target), hold_out, seed, f"{task}: ") for task, target in targets.items()}
         every = list(dict.fromkeys(text for texts, _ in examples.values() for text in texts))
         found, where = self.features(every, **options), {text: k for k, text in enumerate(every)}
         train, valid = {}, {}
         for task, (texts, _) in examples.items():
             own, target = found.select([where[text] for text in texts]), targets[task]
-            order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
-            cut = max(1, round(len(order) * hold_out))
-            train[task], valid[task] = (
-                protocol.Labelled(own.select(i), target[i]) for i in (order[cut:], order[:cut])
-            )
+            train[task], valid[task] = (protocol.Labelled(own.select(i), target[i]) for i in parts[task])
         budget = protocol.Budget((rate,), epochs, batch_size)
         return multitask.tune(self.head, train, valid, metrics.accuracy, budget, seed)
 
@@ -184,8 +202,9 @@ class YTuningForSequenceClassification(nn.Module):
         Raises ValueError for a folder without a head, and for another frozen model.
         """
         folder = Path(folder)
-        if not (folder / "ytuning.json").is_file():
-            raise ValueError(f"{folder.name} holds no ytuning.json; give a folder that save_pretrained wrote")
+        for name in ("ytuning.json", "ytuning.safetensors"):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder.name} holds no {name}; give a folder that save_pretrained wrote")
         content = json.loads((folder / "ytuning.json").read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:
             raise ValueError(
@@ -202,6 +221,9 @@ class YTuningForSequenceClassification(nn.Module):
                              f"{list(encoder.layers)}")  # fmt: skip
         head = content["head"]
         tasks = head.pop("tasks")
-        model = cls(encoder, tasks, apart=content["apart"], **head)
+        # the stored embeddings replace every start: the labels' names need no pass through the frozen model
+        start = {"label_init": "random"} if head["label_init"] == "names" else {}
+        model = cls(encoder, tasks, apart=content["apart"], **head | start)
+        model.config = model.head.config = replace(model.config, label_init=head["label_init"])
         model.head.load_state_dict(load_file(folder / "ytuning.safetensors"))
         return model.eval()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,11 +82,16 @@ def glue_task(task: str) -> Task:
 
 
 def read_tsv(path: Path, task: str) -> Split:
-    """One split in GLUE's own TSV format. Raises ValueError for a missing column or an unknown label."""
+    """One split in GLUE's own TSV format. Raises ValueError for a missing column, a broken row or an unknown label.
+
+    In GLUE's own file of QQP some questions hold line breaks or tabs; these rows are left out, counted and said.
+    """
     spec = glue_task(task)
     with path.open(encoding="utf-8-sig", newline="") as file:
         # GLUE's files are not quoted; a lone quotation mark is text
         rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
+    if not rows:
+        raise ValueError(f"{path.name} of {task} is empty; fetch it again")
     head = [str(k) for k in range(len(rows[0]))] if task == "cola" else rows.pop(0)
     label_column = LABEL_COLUMNS.get(task, "label")
     for column in (*spec.columns, label_column):
@@ -99,7 +105,11 @@ def read_tsv(path: Path, task: str) -> Split:
     )
     texts: list[list[str]] = [[] for _ in at]
     target = []
+    broken = 0
     for number, row in enumerate(rows, 1):
+        if task == "qqp" and (len(row) != len(head) or not all(row[k].strip() for k in at)):
+            broken += 1
+            continue
         if len(row) != len(head):
             raise ValueError(f"{path.name}: row {number} has {len(row)} fields, expected {len(head)}")
         if row[of] not in codes:
@@ -107,6 +117,10 @@ def read_tsv(path: Path, task: str) -> Split:
         target.append(codes[row[of]])
         for column, k in zip(texts, at, strict=True):
             column.append(row[k].strip())
+    if broken:
+        warnings.warn(
+            f"{path.name} of {task}: {broken} of {len(rows)} rows are broken and were left out", stacklevel=2
+        )
     return Split(texts[0], target, spec.labels, texts[1] if len(texts) > 1 else None)
 
 
@@ -131,8 +145,13 @@ def read(task: str, split: str = "train") -> Split:
     except Exception as error:
         raise datasets.DataMissing(f"{reason}; and the hub's nyu-mll/glue cannot be read "
                                    f"({type(error).__name__})") from None  # fmt: skip
-    pairs = list(found[spec.hub[1]]) if len(spec.hub) > 1 else None
-    return Split(list(found[spec.hub[0]]), list(found["label"]), spec.labels, pairs)
+    columns = [[text.strip() for text in found[name]] for name in spec.hub]
+    whole = [k for k, given in enumerate(zip(*columns, strict=True)) if all(given)]
+    if len(whole) < len(found):  # some questions of QQP are empty
+        warnings.warn(f"{len(found) - len(whole)} of {len(found)} examples of {task} have an empty text and were left "
+                      "out", stacklevel=2)  # fmt: skip
+    split_ = Split(columns[0], list(found["label"]), spec.labels, columns[1] if len(columns) > 1 else None)
+    return split_.take(whole)
 
 
 def same_labels(*splits: Split) -> tuple[str, ...]:
@@ -278,7 +297,7 @@ def grammar(task: str, count: int, seed: int, part: str = "train") -> Split:
         labels, write = GRAMMAR[task]
     else:
         raise ValueError(
-            f"grammar task {task!r} does not exist; did you mean {nearest(task, [*GRAMMAR, 'topics-8'])}?"
+            f"grammar task {task!r} does not exist; did you mean {nearest(task, [*GRAMMAR, 'requests-8'])}?"
         )
     if count < 1:
         raise ValueError(f"count is {count}; it starts at 1")

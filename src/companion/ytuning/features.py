@@ -9,6 +9,7 @@ taken up where it stopped.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -202,9 +203,8 @@ def _compute(entry: Path, encoder: FrozenEncoder, texts: list[str], pairs: list[
     _atomic(entry / "segments.npy", np.concatenate([np.array(s, np.uint8) for s in tokens.segments]))
     records.write_json(entry / "meta.json", meta)
     if have != size:
-        with values.open("wb") as file:
-            file.truncate(size)  # sparse: space is taken as it is written
         (entry / "done.json").unlink(missing_ok=True)
+        _reserve(values, size)
     out = _map(values, size, encoder.width, kind)
     # longest first: memory trouble shows at once, and a batch pads little
     order = np.argsort(-lengths, kind="stable")
@@ -234,10 +234,25 @@ def _map(path: Path, size: int, width: int, kind: torch.dtype) -> torch.Tensor:
     return torch.from_file(str(path), shared=True, size=size // kind.itemsize, dtype=kind).view(-1, width)
 
 
+def _reserve(path: Path, size: int) -> None:
+    """A file of `size` bytes whose space is taken now: writing to a mapped file on a full disk kills the process.
+
+    Raises OSError where the disk fills up meanwhile; nothing is left behind.
+    """
+    with path.open("wb") as file:
+        if not hasattr(os, "posix_fallocate"):  # macOS, Windows
+            file.truncate(size)
+            return
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            path.unlink()
+            raise OSError(f"{readable(size)} of features do not fit into {path.parent.parent} ({error.strerror}); free some "
+                          "space, choose another folder, fewer texts, or stream them") from None  # fmt: skip
+
+
 def _flush(path: Path) -> None:
     """Bring mapped pages to the disk before the progress mark says so."""
-    import os
-
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 

@@ -22,6 +22,10 @@ from companion import records
 from companion.datasets import DataMissing
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# the same sizes under each family's name for them
+DEPTH = ("encoder_layers", "num_hidden_layers", "num_layers", "n_layers")
+HEADS = ("encoder_attention_heads", "num_attention_heads", "num_heads", "n_heads")
+WIDTH = ("d_model", "hidden_size", "dim", "emb_dim")
 KEPT = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 
@@ -151,24 +155,26 @@ class FrozenEncoder:
     @property
     def depth(self) -> int:
         """Number of encoder layers."""
-        for key in ("encoder_layers", "num_hidden_layers", "num_layers"):
-            if key in self.config:
-                return int(self.config[key])
+        if found := self._size(DEPTH):
+            return found
         raise ValueError(f"{self.name} is a {self.config.get('model_type')!r} model without encoder layers; "
                          "choose an encoder or encoder-decoder")  # fmt: skip
 
     @property
     def heads(self) -> int:
         """Attention heads of one encoder layer."""
-        for key in ("encoder_attention_heads", "num_attention_heads", "num_heads"):
-            if key in self.config:
-                return int(self.config[key])
-        return max(1, self.base_width // 64)
+        return self._size(HEADS) or max(1, self.base_width // 64)
 
     @property
     def base_width(self) -> int:
         """Width of one hidden state."""
-        return int(self.config.get("d_model") or self.config["hidden_size"])
+        if found := self._size(WIDTH):
+            return found
+        raise ValueError(f"{self.name} is a {self.config.get('model_type')!r} model whose width is under none of "
+                         f"{', '.join(WIDTH)}; choose another encoder")  # fmt: skip
+
+    def _size(self, names: Sequence[str]) -> int:
+        return next((int(self.config[name]) for name in names if self.config.get(name)), 0)
 
     @property
     def width(self) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 from companion.tables import nearest
 from companion.ytuning import baselines
 from companion.ytuning.data import Split
-from companion.ytuning.features import extract
+from companion.ytuning.features import Features, extract
 from companion.ytuning.frozen import FrozenEncoder
 from companion.ytuning.model import YTuning, YTuningConfig
 from companion.ytuning.protocol import Labelled, TokenSource
@@ -86,6 +86,26 @@ def make(method: str, encoder: FrozenEncoder, labels: tuple[str, ...], p: Mappin
     if method in baselines.HEADS:
         return baselines.LinearProbe(P, count, method.removeprefix("linear-"), apart)
     return baselines.Tuned(encoder, count, method)
+
+
+def readout(model: baselines.Tuned, source: TokenSource, batch_size: int = 64) -> tuple[nn.Module, Features]:
+    """A tuned model cut after its last layer: the head, and what it reads of `source`'s texts as features.
+
+    Head and features give the model's own scores, and its features can be disturbed like frozen ones.
+    """
+    was = model.training
+    model.eval()
+    device, order = next(model.parameters()).device, source.lengths().argsort(stable=True)
+    own: list[torch.Tensor] = [torch.empty(0)] * len(source)
+    with torch.no_grad():
+        for index in order.split(batch_size):
+            H, keep = model.states(*(x.to(device) for x in source.batch(index)))
+            for k, h, kept in zip(index.tolist(), H, keep, strict=True):
+                own[k] = h[kept].float().cpu()
+    model.train(was)
+    starts = torch.tensor([0, *map(len, own)]).cumsum(0)
+    segments = torch.zeros(int(starts[-1]), dtype=torch.uint8)
+    return baselines.MeanHead(model.out), Features(torch.cat(own), starts, segments, torch.arange(len(own)))
 
 
 def loss(model: nn.Module, scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Y-Tuning: task and label embeddings, a label decoder over frozen token features, a label pointer.
 
 Letters: B texts in a batch, M tokens, P width of the frozen features, D width of the decoder, C labels,
-K embeddings per label, N = 1 + C K queries (the task first). The paper's symbols: phi is the frozen model that
+K embeddings per label, N = 1 + C K queries (the task first), A attention heads. The paper's symbols: phi is the frozen model that
 makes `H`, psi is everything in this file. Sections name the parts of the paper's description; the body of the
 paper could not be read, so each open choice is a field of `YTuningConfig`, with its default's reason beside it.
 """
@@ -98,13 +98,43 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, q: torch.Tensor, memory: torch.Tensor, pad: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, N, D]"""
-        # one set of queries for all texts has batch 1; attention needs it expanded
-        q, k, v = self._split(self.query(q)), self._split(self.key(memory)), self._split(self.value(memory))
-        seen = None if pad is None else ~pad[:, None, None, :]
-        q = q.expand(k.size(0), -1, -1, -1)
-        read = F.scaled_dot_product_attention(q, k, v, seen, self.dropout if self.training else 0.0)
+        """[B, N, D]. Two ways give the same numbers; the one with fewer operations is taken."""
+        q, (_, M, D) = self._split(self.query(q)), memory.shape
+        few = q.size(2) * (D + self.heads * M) < M * D
+        read = self._few(q, memory, pad) if few else self._many(q, memory, pad)
         return self.out(read.transpose(1, 2).flatten(2))
+
+    def _many(self, q: torch.Tensor, memory: torch.Tensor, pad: torch.Tensor | None) -> torch.Tensor:
+        """The usual way: keys and values of all tokens first. q: [B or 1, A, N, D / A] -> [B, A, N, D / A]"""
+        k, v = self._split(self.key(memory)), self._split(self.value(memory))
+        seen = None if pad is None else ~pad[:, None, None, :]
+        # one set of queries for all texts has batch 1; attention needs it expanded
+        q = q.expand(k.size(0), -1, -1, -1)
+        return F.scaled_dot_product_attention(q, k, v, seen, self.dropout if self.training else 0.0)
+
+    def _few(self, q: torch.Tensor, memory: torch.Tensor, pad: torch.Tensor | None) -> torch.Tensor:
+        """Few queries, many tokens: W_K moves to the queries and W_V behind the weighted sum of the tokens.
+
+            q . (W_K h_m + b_K) = (W_K^T q) . h_m + q . b_K
+            sum_m w_m (W_V h_m + b_V) = W_V (sum_m w_m h_m) + b_V sum_m w_m
+
+        No token is projected, so the work for M tokens falls from 2 M D^2 to 2 A N M D, and neither keys nor
+        values are kept for the backward pass. q: [B or 1, A, N, D / A] -> [B, A, N, D / A]
+        """
+        A, N, d = q.shape[1:]
+        q = q / math.sqrt(d)
+        reading = torch.einsum("band,adp->banp", q, self.key.weight.unflatten(0, (A, d))).flatten(1, 2)
+        offset = torch.einsum("band,ad->ban", q, self.key.bias.view(A, d)).flatten(1)
+        if len(reading) == 1:  # one product for the whole batch
+            logits = F.linear(memory, reading[0], offset[0]).transpose(1, 2)
+        else:
+            logits = reading @ memory.transpose(1, 2) + offset[..., None]
+        if pad is not None:
+            logits = logits.masked_fill(pad[:, None, :], -torch.inf)
+        w = F.dropout(logits.softmax(-1), self.dropout, self.training)  # [B, A N, M]
+        seen, mass = (w @ memory).unflatten(1, (A, N)), w.sum(-1).unflatten(1, (A, N))
+        values = torch.einsum("banp,adp->band", seen, self.value.weight.unflatten(0, (A, d)))
+        return values + mass[..., None] * self.value.bias.view(A, 1, d)
 
     def weights(self, q: torch.Tensor, memory: torch.Tensor, pad: torch.Tensor | None = None) -> torch.Tensor:
         """What `q` looks at, averaged over heads: [B, N, M]; each line sums to 1."""

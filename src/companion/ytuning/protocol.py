@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,12 +72,15 @@ class Budget:
     weight_decay: float = 0.01
     schedule: str = "linear"
     precision: str = "no"  # no, bf16 or fp16: of the trained part
+    pool: int = 1  # this many batches are shuffled, sorted by length and cut anew; 1 leaves them as they are
 
     def __post_init__(self) -> None:
         if not self.rates or min(self.rates) <= 0:
             raise ValueError(f"rates are {self.rates}; give at least one learning rate above 0")
         if self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}; it starts at 1")
+        if self.pool < 1:
+            raise ValueError(f"pool is {self.pool}; it counts batches and starts at 1")
 
 
 @dataclass
@@ -91,6 +95,27 @@ class Outcome:
     seconds: float  # processor seconds of training, all trials
     examples: int
     trials: dict[str, float] = field(default_factory=dict)
+
+
+def grouped(lengths: torch.Tensor, batch_size: int, seed: int, pool: int) -> Callable[[int], torch.Tensor]:
+    """`index(k)` -> the k-th batch of example numbers, of texts of similar length, so that little is padded.
+
+    `training.epochs` shuffles; every `pool` batches in its order are sorted by length and cut anew, and the
+    epoch's batches are shuffled. Each epoch has the examples that `training.epochs` gives it, once.
+    """
+    plain = training.epochs(len(lengths), batch_size, seed)
+    per_epoch = len(lengths) // batch_size
+
+    @lru_cache(2)
+    def epoch(number: int) -> list[torch.Tensor]:
+        order = torch.cat([plain(number * per_epoch + k) for k in range(per_epoch)])
+        # a stable sort: texts of equal length keep their shuffled order
+        parts = [part[lengths[part].argsort(stable=True)] for part in order.split(pool * batch_size)]
+        batches = torch.cat(parts).split(batch_size)
+        turn = torch.randperm(per_epoch, generator=training.generator(seed, "batches", number))
+        return [batches[k] for k in turn]
+
+    return lambda k: epoch(k // per_epoch)[k % per_epoch]
 
 
 @torch.no_grad()
@@ -136,7 +161,11 @@ def _trial(make, loss, train, valid, metric, budget, rate, seed, folder, title) 
     model = make()
     batch_size = min(budget.batch_size, len(train.target))
     per_epoch = len(train.target) // batch_size
-    index = training.epochs(len(train.target), batch_size, seed)
+    index = (
+        grouped(train.source.lengths(), batch_size, seed, budget.pool)
+        if budget.pool > 1
+        else training.epochs(len(train.target), batch_size, seed)
+    )
     steps = budget.epochs * per_epoch
     config = training.FitConfig(steps=steps, lr=rate, warmup=max(1, round(budget.warmup * steps)),
                                 schedule=budget.schedule, weight_decay=budget.weight_decay,
