@@ -62,6 +62,7 @@ from companion.reactiont5 import (
     chemistry,
     leakage,
     metrics,
+    predict,
     pretrain,
     tokens,
     train,
@@ -69,7 +70,6 @@ from companion.reactiont5 import (
     world,
 )
 from companion.reactiont5.model import T5, ReactionYield, T5Config
-from companion.reactiont5.predict import predict
 
 plotting.theme()
 training.seed_everything(0, threads=1)
@@ -427,6 +427,17 @@ draw(f"CC(=O)O.NCc1ccccc1>>{mine[0].best}")
 #
 # The score is the mean log-probability per token of the best beam, as in the official script. Beams are not
 # probabilities: they only rank.
+#
+# **Your own thirty reactions.** The stages of sections 3, 5 and 6 run on your files, at the published size or a small
+# one, and leave a folder that `predict` reads; rows that are unreadable, too long, doubled or known to your test file
+# are counted, and a stopped training goes on:
+#
+# ```
+# python -m companion.reactiont5 molecules zinc.smi COMPOUND                                    # stage 1
+# python -m companion.reactiont5 train ord.csv FORWARD --start COMPOUND --task forward --tests test.csv   # stage 2
+# python -m companion.reactiont5 train mine.csv MINE --start FORWARD --epochs 20 --batch 2      # a handful
+# python -m companion.reactiont5 predict new.csv answers.csv --model MINE
+# ```
 #
 # ## 10. Two traps of the numbers
 #

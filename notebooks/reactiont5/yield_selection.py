@@ -17,8 +17,9 @@
 #
 # The official fine-tuning of the yield model watches the *test* file and keeps its best epoch. Here one training is
 # judged three ways: by the epoch that was best on training data held out for it, by the epoch that was best on the
-# test part (as published), and by the last. At real scale the networks are the chapter's small ones; at full scale
-# the same cells load the released checkpoints.
+# test part (as published), and by the last. At real scale the networks are the chapter's small ones, and read only the
+# molecules that vary (catalyst and amine are the same in every row, the halide decides the product); at full scale the
+# same cells load the released checkpoints, with full strings.
 
 # %% tags=["hide-input"]
 # Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.
@@ -44,7 +45,7 @@ if importlib.util.find_spec("companion") is None:
 table = "yield-small"  # yield-small (real); yield at full
 row = "real"  # real, world or scratch: the backbone's pre-training; compoundt5, reactiont5, ... at full
 column = "test1"  # random, test1 to test4 (Buchwald-Hartwig) or suzuki
-scale = "real"  # real (public files, two minutes on one core) or full (a GPU and the released weights)
+scale = "real"  # real (public files, four minutes on one core) or full (a GPU and the released weights)
 seed = 0  # 0, 1, 2, ...; for the column random also the number of the split
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 

@@ -35,6 +35,16 @@ def test_atoms_beside_a_metal_need_no_brackets_and_radicals_keep_theirs(mapped, 
     assert canonical(strip_maps(mapped)[0]) == canonical(plain) == canonical(form) == form
 
 
+@pytest.mark.parametrize(
+    "text", [data.PALLADACYCLE, "C[Mg+]", "[CH3:1][Li:2]", "CC(=O)O[Pd]OC(C)=O", "[O]N=O"]
+)
+def test_canonical_text_stays_as_it_is(text):
+    text = strip_maps(text)[0]
+    once = canonical(text)
+    assert canonical(once) == once
+    assert canonical(f"{text}.O") == canonical(f"{once}.O")  # in a mixture, too
+
+
 def test_clean_counts_everything_it_drops_or_changes():
     rows = [
         {"REACTANT": "OCC.[Na+].[Cl-]", "PRODUCT": "CC=O", "YIELD": "50"},

@@ -1,5 +1,7 @@
 """The yield head, padding, resizing, full-size counts, and checkpoints in the released layout."""
 
+import json
+
 import pytest
 import torch
 
@@ -150,6 +152,9 @@ def test_authors_yield_file_with_aliases_and_unused_head_loads(tmp_path):
     assert again.task == "yield"
     with torch.no_grad():
         assert torch.equal(again.model(IDS), made(IDS))
+        assert torch.equal(ReactionYield.from_pretrained(tmp_path)(IDS), made(IDS))
+    with pytest.raises(ValueError, match="does not fit weights with a yield head"):
+        ReactionT5.from_pretrained(tmp_path, task="forward")
 
 
 def test_what_does_not_fit_is_said(tmp_path):
@@ -166,5 +171,10 @@ def test_what_does_not_fit_is_said(tmp_path):
     with pytest.raises(ValueError, match="is there"):
         ReactionT5.from_pretrained(tmp_path)
     ReactionT5(model, PublishedTokenizer("forward"), "forward").save_pretrained(tmp_path)
+    assert ReactionT5.from_pretrained(tmp_path).task == "forward"  # our folders say their task
+    theirs = json.loads((tmp_path / "config.json").read_text())
+    del theirs["reaction_task"]
+    (tmp_path / "config.json").write_text(json.dumps(theirs))
+    assert ReactionT5.from_pretrained(tmp_path, task="retrosynthesis").task == "retrosynthesis"
     with pytest.raises(ValueError, match="say task"):
         ReactionT5.from_pretrained(tmp_path)

@@ -1,16 +1,18 @@
 """`predict` and its CSV command on the chapter's small model: places kept, duplicates merged, reasons given."""
 
 import csv
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from companion.reactiont5 import predict as room
+from companion.reactiont5 import prediction as room
 from companion.reactiont5.__main__ import main
 from companion.reactiont5.chemistry import canonical
 from companion.reactiont5.hub import ReactionT5
 from companion.reactiont5.model import ReactionYield
-from companion.reactiont5.predict import predict, predict_csv, predict_yield
+from companion.reactiont5.prediction import predict, predict_csv, predict_yield
 from companion.reactiont5.train import small_config, tokenizer
 
 AMIDE = ("CC(=O)O.NCC", "CC(C)N=C=NC(C)C")
@@ -19,6 +21,14 @@ AMIDE = ("CC(=O)O.NCC", "CC(C)N=C=NC(C)C")
 @pytest.fixture(scope="module")
 def engine():
     return room.load("small")
+
+
+def test_the_function_is_what_the_package_gives():
+    # in a process of its own: an import order decides nothing
+    code = ("import companion.reactiont5.prediction; from companion.reactiont5 import predict, predict_yield; "
+            "import companion.reactiont5 as r; print(predict.__name__, r.predict is predict, predict_yield.__name__)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["predict", "True", "predict_yield"]
 
 
 def test_rows_keep_their_place_and_say_what_is_wrong(engine):
@@ -86,6 +96,68 @@ def test_command_ends_with_one_sentence(tmp_path, capsys):
     (tmp_path / "in.csv").write_text("A\n1\n")
     assert main(["predict", str(tmp_path / "in.csv"), str(tmp_path / "out.csv")]) == 2
     assert "column REACTANT is missing" in capsys.readouterr().err
+
+
+def test_csv_of_products_gives_their_reactants(tmp_path):
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("PRODUCT\nCCOc1ccccc1\n[CH3:1][OH:2]\n")
+    assert "2 predicted" in predict_csv(source, target, "small-retrosynthesis", beams=3, top=3)
+    with open(target, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[1]["notes"] == "2 atom maps removed from PRODUCT"
+    assert (
+        sum(bool(rows[0][f"{k}th"]) for k in range(3) if f"{k}th" in rows[0]) + int(rows[0]["invalid"]) <= 3
+    )
+    assert main(["predict", str(source), str(target)]) == 2  # a model of products needs REACTANT
+
+
+def test_csv_of_yields_leaves_the_solvent_out(tmp_path):
+    torch.manual_seed(0)
+    model = ReactionYield(small_config()).eval()
+    with torch.no_grad():
+        model.fc5.bias.fill_(0.5)
+        model.fc5.weight.normal_(std=5.0)
+    engine = ReactionT5(model, tokenizer(), "yield")
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text(
+        "REACTANT,REAGENT,SOLVENT,PRODUCT\nCC(=O)O.NCC,,CO,CCNC(C)=O\nCC(=O)O.NCC,,,CCNC(C)=O\nCC,,,\n"
+    )
+    report = predict_csv(source, target, engine)
+    assert "row 4: PRODUCT is empty" in report
+    with open(target, newline="") as file:
+        one, two, three = csv.DictReader(file)
+    assert one["prediction"] == two["prediction"] != ""
+    assert three["prediction"] == ""
+
+
+def test_long_files_show_their_progress_and_ask_each_input_once(engine, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(room, "beam_search", lambda m, ids, beams, most: (
+        asked.append(len(ids)) or [[[5]] * beams] * len(ids), [[-1.0] * beams] * len(ids)))  # fmt: skip
+    found = predict(engine, [f"C{'C' * (k % 25)}O" for k in range(100)], batch_size=2)
+    assert sum(asked) == 25
+    assert max(asked) == 2
+    assert all(f.input and not f.problem for f in found)
+    assert "25/25" in capsys.readouterr().err
+
+
+def test_inputs_follow_the_model_to_its_device(engine, monkeypatch):
+    from companion.reactiont5 import beam, train
+    from companion.reactiont5.model import T5
+
+    elsewhere = T5(small_config()).to("meta")
+    seen = []
+    monkeypatch.setattr(
+        elsewhere, "encode", lambda ids, mask: seen.append((ids.device.type, mask.device.type)) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        beam.beam_search(elsewhere, torch.ones(1, 4, dtype=torch.long), 2, 5)
+    regressor = ReactionYield(small_config()).to("meta")
+    monkeypatch.setattr(
+        regressor, "forward", lambda ids: seen.append((ids.device.type,)) or torch.zeros(len(ids))
+    )
+    assert train.predicted_yields(regressor, train.Yields([[3, 1]], [0.5])) == [0.0]
+    assert seen == [("meta", "meta"), ("meta",)]
 
 
 def test_yields_are_percent_and_clipped():

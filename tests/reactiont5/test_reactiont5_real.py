@@ -9,7 +9,7 @@ from companion.reactiont5 import metrics, pretrain, selection, tasks, train, usp
 from companion.reactiont5.chemistry import Row, canonical
 from companion.reactiont5.hub import ReactionT5
 from companion.reactiont5.model import ReactionYield
-from companion.reactiont5.predict import Prediction
+from companion.reactiont5.prediction import Prediction
 
 
 def test_the_larger_vocabulary_keeps_the_smaller_ids():
@@ -61,7 +61,7 @@ def test_only_short_reactions_fit():
 
 
 def test_an_unreadable_beam_uses_up_its_rank(monkeypatch):
-    from companion.reactiont5.predict import Candidate
+    from companion.reactiont5.prediction import Candidate
 
     beams = ["C1CC", "OCC", "CCO", "CCN", "C"]
     merged = [Candidate("CCO", -1.0, 2), Candidate("CCN", -2.0, 1), Candidate("C", -3.0, 1)]
@@ -73,13 +73,27 @@ def test_an_unreadable_beam_uses_up_its_rank(monkeypatch):
     assert found == {"top1": 0, "top2": 100, "top3": 100, "top5": 100, "usable1": 100, "invalid": 20}
 
 
+def test_the_varying_part_of_a_reaction_is_known_from_the_training_part():
+    known = [Row("CCBr.N", "CCN", reagent="[Pd].O"), Row("CBr.N", "CN", reagent="[Pd].CO")]
+    test = [Row("CCl.N", "CN", reagent="[Pd].C#N", catalyst="")]
+    assert [(r.reactant, r.reagent, r.product) for r in selection.varying(known, known)] == [
+        ("CCBr", "O", ""),
+        ("CBr", "CO", ""),
+    ]
+    (row,) = selection.varying(test, known)
+    assert (row.reactant, row.reagent) == ("CCl", "C#N")
+    engine = ReactionT5(ReactionYield(train.small_config(32, 1)), train.tokenizer(), "yield")
+    assert engine.tokenizer.decode(tasks.yield_data(engine, [row]).ids[0]) == "CClC#N"
+    assert selection.varying(test, test)[0].reactant == ""  # a single reaction has nothing that varies
+
+
 def test_the_published_choice_is_never_worse_on_the_test_part_than_the_clean_one():
     torch.manual_seed(0)
     g = torch.Generator().manual_seed(1)
     rows = [Row("C" * int(n), "CO", yield_percent=float(y)) for n, y in
             zip(torch.randint(1, 12, (48,), generator=g), torch.randint(0, 100, (48,), generator=g), strict=True)]  # fmt: skip
     engine = ReactionT5(ReactionYield(train.small_config(32, 1)), train.tokenizer(), "yield")
-    p = {"start": "scratch", "epochs": 4, "looks": 4, "batch": 8, "lr": 3e-3, "warmup": 0, "weight_decay": 0.0,
+    p = {"start": "scratch", "text": "full", "epochs": 4, "looks": 4, "batch": 8, "lr": 3e-3, "warmup": 0, "weight_decay": 0.0,
          "beta2": 0.98, "precision": "no"}  # fmt: skip
     outcome, curves, told = selection.fit(engine, rows[:24], rows[24:32], rows[32:], p, 0)
     truth = [r.yield_percent for r in rows[32:]]

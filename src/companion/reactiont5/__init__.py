@@ -1,9 +1,9 @@
 """ReactionT5 (Sagawa and Kojima, 2023/2025): a T5 pre-trained on molecules, then on reactions.
 
-Rooms: `chemistry` (canonical SMILES, roles, leakage), `tokens` (tokenizers, span corruption, reaction strings),
-`model` (T5, yield head), `beam` (batched beam search), `predict` (a chemist's entry), `data` (public formats),
-`world` (the procedural reactions of the reduced scale), `baselines`, `metrics`, `hub` (released checkpoints),
-`cost`. Names below are loaded when they are first asked for.
+Rooms: `chemistry` (canonical SMILES, roles), `tokens` (tokenizers, span corruption, reaction strings), `model` (T5,
+yield head), `beam` (batched beam search), `prediction` (a chemist's entry), `stages` (pre-training and fine-tuning on
+your files), `data` and `ord` (public formats), `leakage`, `world` (the procedural reactions of the reduced scale),
+`baselines`, `metrics`, `hub` (released checkpoints), `cost`. Names below are loaded when they are first asked for.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ _WHERE = {
     "T5Config": "model",
     "ReactionYield": "model",
     "ReactionT5": "hub",
-    "predict": "predict",
-    "predict_yield": "predict",
+    "predict": "prediction",  # not in a module of its own name, which would hide the function
+    "predict_yield": "prediction",
+    "predict_csv": "prediction",
+    "pretrain_molecules": "stages",
+    "train_reactions": "stages",
     "leakage_report": "leakage",
     "canonical": "chemistry",
     "PublishedTokenizer": "tokens",

@@ -45,6 +45,9 @@ def varying(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return train[:, keep], test[:, keep]
 
 
+_DRFP: dict[tuple[str, int], np.ndarray] = {}
+
+
 def drfp(rows: Sequence[Row], bits: int = 2048) -> np.ndarray:
     """Differential reaction fingerprints (Probst et al. 2022): [rows, bits], everything before the arrow >> product.
 
@@ -56,8 +59,13 @@ def drfp(rows: Sequence[Row], bits: int = 2048) -> np.ndarray:
         raise ModuleNotFoundError(
             "DRFP features need the package drfp: pip install --no-deps drfp (its encoder uses only rdkit, numpy, tqdm)"
         ) from None
-    texts = [f"{'.'.join(p for p in (r.reactant, r.conditions('yield')) if p)}>>{r.product}" for r in rows]
-    return np.stack(DrfpEncoder.encode(texts, n_folded_length=bits)).astype(np.float32)
+    made = []
+    for r in rows:
+        text = f"{'.'.join(p for p in (r.reactant, r.conditions('yield')) if p)}>>{r.product}"
+        if (text, bits) not in _DRFP:  # the ten random splits hold the same reactions
+            _DRFP[text, bits] = DrfpEncoder.encode([text], n_folded_length=bits)[0].astype(np.uint8)
+        made.append(_DRFP[text, bits])
+    return np.stack(made).astype(np.float32)
 
 
 @lru_cache(maxsize=20_000)

@@ -60,7 +60,7 @@ def beam_search(model: T5, ids: torch.Tensor, beams: int = 5, most: int = 300) -
 
     Args:
         model: in eval mode.
-        ids: [B, L], padded at the end.
+        ids: [B, L], padded at the end; moved to the model's device.
         beams: K; 1 is greedy decoding.
         most: longest answer in tokens, start token included (transformers' `max_length`).
 
@@ -72,6 +72,7 @@ def beam_search(model: T5, ids: torch.Tensor, beams: int = 5, most: int = 300) -
         raise ValueError(
             f"beams is {beams} and most {most}; beams start at 1, most at 2 (start token and one more)"
         )
+    ids = ids.to(model.shared.weight.device)
     mask = ids.ne(PAD)
     cache = _Cache(model, model.encode(ids, mask), mask, beams)
     n, k, v, device = len(ids), beams, model.config.vocab, ids.device

@@ -31,7 +31,11 @@ def quiet():
 
 @lru_cache(maxsize=300_000)
 def canonical(smiles: str) -> str | None:
-    """RDKit's canonical SMILES, or None where it cannot be read. Empty text is not a molecule: None."""
+    """RDKit's canonical SMILES, or None where it cannot be read. Empty text is not a molecule: None.
+
+    Canonical text stays as it is when it is made canonical again, also that of the palladium precatalyst of the
+    Buchwald-Hartwig set, whose undirected bond (`~`) RDKit turns into a dative one on the second reading only.
+    """
     from rdkit import Chem
 
     if not isinstance(smiles, str) or not smiles.strip():
@@ -41,6 +45,8 @@ def canonical(smiles: str) -> str | None:
         if molecule is None:
             return None
         form = Chem.MolToSmiles(molecule)
+        if "~" in form:  # RDKit completes the clean-up of a metal's bonds only when it reads its own text
+            form = Chem.MolToSmiles(Chem.MolFromSmiles(form))
         return _bare(form) if NEEDLESS.search(form) else form
 
 

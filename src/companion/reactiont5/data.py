@@ -243,8 +243,8 @@ def read_buchwald_hartwig(sheet: str = "Test1", path: str | Path | None = None) 
     factors = [row[:4] for row in table]
     rows = []
     for (ligand, additive, base, halide), amount in zip(factors, (row[4] for row in table), strict=True):
-        if not 0 <= amount <= 100:
-            raise ValueError(f"sheet {sheet}: yield {amount} is outside 0 to 100")
+        if not isinstance(amount, int | float) or not 0 <= amount <= 100:
+            raise ValueError(f"sheet {sheet}: yield {amount!r} is no number from 0 to 100")
         reagent = canonical(merge(PALLADACYCLE, ligand, base, additive))
         reactant = canonical(merge(halide, TOLUIDINE))
         rows.append(Row(reactant, amination_product(halide), reagent, yield_percent=float(amount)))

@@ -1,7 +1,8 @@
 """Released checkpoints: the authors' `sagawa/ReactionT5v2-*` by name or folder, and back to transformers.
 
 Layouts read: a folder with `config.json` (or the authors' pickled `config.pth`) and `model.safetensors`,
-`pytorch_model.bin` or `CompoundT5_best.pth`. Weights go into `companion.reactiont5.model` classes, whose
+`pytorch_model.bin` or `CompoundT5_best.pth`. Folders written here hold more: the task and a yield model's switches (in
+`config.json`) and, where it is not the published one, the vocabulary (`vocabulary.json`). Weights go into `companion.reactiont5.model` classes, whose
 parameter names are those of the files, so nothing is converted and nothing can be tied by accident.
 """
 
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from companion import training
 from companion.datasets import DataMissing
 from companion.reactiont5.model import T5, ReactionYield, T5Config
-from companion.reactiont5.tokens import PublishedTokenizer, Tokenizer
+from companion.reactiont5.tokens import AtomTokenizer, PublishedTokenizer, Tokenizer
 
 # Which released model is which row of the tables (the question of the official repository's issue 4).
 CHECKPOINTS = {
@@ -48,14 +50,16 @@ class ReactionT5:
 
         Args:
             name: folder, or a name of the hub; see `CHECKPOINTS`.
-            task: forward, retrosynthesis, yield or compound; needed for a folder whose vocabulary fits several.
+            task: forward, retrosynthesis, yield or compound; needed for a folder of others whose vocabulary fits
+                several.
 
         Raises:
             DataMissing: where the files are neither here nor reachable.
             ValueError: where they are not in a known layout, or do not fit each other.
         """
         folder = locate(name)
-        task = task or CHECKPOINTS.get(str(name), "")
+        own = read_own(folder)
+        task = task or CHECKPOINTS.get(str(name), "") or own.get("reaction_task", "")
         state, sizes = read_state(folder), read_config(folder)
         is_yield = any(key.startswith("fc1.") for key in state)
         if not task:
@@ -69,8 +73,10 @@ class ReactionT5:
             raise ValueError(
                 f"{folder.name}: task {task!r} does not fit weights {'with' if is_yield else 'without'} a yield head"
             )
-        tok = PublishedTokenizer(task)
-        model: nn.Module = ReactionYield.as_published(sizes) if is_yield else T5(sizes)
+        tok = read_tokenizer(folder, task)
+        model: nn.Module = T5(sizes)
+        if is_yield:  # released: padding is seen by the decoder
+            model = ReactionYield(sizes, own.get("mask_padding", False), own.get("pooling", "first"))
         load_state(model, state)
         if len(tok) != sizes.vocab:
             raise ValueError(f"{folder.name}: {sizes.vocab} embeddings, but the {task} tokenizer has {len(tok)} tokens; "
@@ -78,16 +84,51 @@ class ReactionT5:
         return cls(model.eval(), tok, task)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` in the released layout."""
+        """Write `config.json` and `model.safetensors` in the released layout, and a vocabulary that is not published."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         inner = self.model.model if isinstance(self.model, ReactionYield) else self.model
-        (folder / "config.json").write_text(json.dumps(as_transformers(inner.config), indent=1) + "\n")
+        about = as_transformers(inner.config) | {"reaction_task": self.task}
+        if isinstance(self.model, ReactionYield):
+            about |= {"mask_padding": self.model.mask_padding, "pooling": self.model.pooling}
+        (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+        if own := self.tokenizer.unpublished():
+            (folder / "vocabulary.json").write_text(json.dumps(own, ensure_ascii=False) + "\n")
         save_file(
             {k: v.contiguous() for k, v in self.model.state_dict().items()}, folder / "model.safetensors"
         )
+
+    def adapted(self, task: str, seed: int = 0) -> ReactionT5:
+        """This model, ready to learn `task`.
+
+        A molecule-only model gets the tokens of the task (their rows are drawn with `seed`) and, for yields, the
+        published head (with padding hidden from it, see `ReactionYield`); products and reactants share their tokens, so each may start from the other. The book's
+        small models have all tokens from the start.
+
+        Raises ValueError where the vocabulary of this model does not hold the tokens of `task`.
+        """
+        tok, known, model = self.tokenizer, self.task, self.model
+        if known == task:
+            return self
+        if isinstance(tok, PublishedTokenizer):
+            if known != "compound" and {known, task} != {"forward", "retrosynthesis"}:
+                raise ValueError(f"a {known} model cannot start a {task} model: their role tokens differ; start from "
+                                 "sagawa/CompoundT5, or from a model of the task")  # fmt: skip
+            tok = tok.for_task(task)
+        if isinstance(model, ReactionYield):
+            raise ValueError(f"a yield model has no output matrix; it cannot start a {task} model")
+        training.seed_everything(seed)
+        if len(tok) > model.config.vocab:
+            model.resize(len(tok))
+        if task == "yield":
+            regressor = ReactionYield(model.config)
+            regressor.model.load_state_dict(
+                {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+            )
+            model = regressor.to(model.shared.weight.device)
+        return ReactionT5(model.eval(), tok, task)
 
 
 def locate(name: str | Path) -> Path:
@@ -120,6 +161,20 @@ def read_state(folder: Path) -> dict[str, torch.Tensor]:
                 return load_file(folder / name)
             return torch.load(folder / name, map_location="cpu", weights_only=True)
     raise ValueError(f"{folder.name}: none of {', '.join(WEIGHT_FILES)} is there")
+
+
+def read_own(folder: Path) -> dict[str, Any]:
+    """What `save_pretrained` wrote into `config.json` beyond the sizes; nothing in folders of others."""
+    path = folder / "config.json"
+    about = json.loads(path.read_text()) if path.is_file() else {}
+    return {name: about[name] for name in ("reaction_task", "mask_padding", "pooling") if name in about}
+
+
+def read_tokenizer(folder: Path, task: str) -> Tokenizer:
+    """The published tokenizer of `task`, or the one in the folder's `vocabulary.json`."""
+    path = folder / "vocabulary.json"
+    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return AtomTokenizer(own["symbols"]) if "symbols" in own else PublishedTokenizer(task, own.get("pieces"))
 
 
 def read_config(folder: Path) -> T5Config:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -314,6 +315,16 @@ class ReactionYield(nn.Module):
     def as_published(cls, config: T5Config) -> ReactionYield:
         """The released model's behaviour: padding is seen by the decoder, first token is pooled."""
         return cls(config, mask_padding=False, pooling="first")
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path = "sagawa/ReactionT5v2-yield") -> ReactionYield:
+        """The released yield model by hub name or folder, with the released behaviour (`mask_padding` is False).
+
+        `hub.ReactionT5.from_pretrained` gives its tokenizer with it.
+        """
+        from companion.reactiont5.hub import ReactionT5
+
+        return ReactionT5.from_pretrained(name, "yield").model
 
     def states(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """ids [B, L] -> (decoder state s [B, d], pooled encoder state [B, d])."""

@@ -59,7 +59,7 @@ def fit_molecules(folder: Path, plan: Plan) -> None:
     check = train.masked(text, tok, plan.seed + 1, 64)(0)
     fitted = training.fit(
         model, seq2seq_loss, train.masked(text, tok, plan.seed, plan.compound_batch),
-        _config(plan.compound_steps, plan.compound_lr), folder=folder / "stage-1", title="molecules",
+        _config(plan.compound_steps, plan.compound_lr), folder=folder / "stage-1", title="molecules", cpu=True,
         evaluate=lambda m: {"valid_loss": seq2seq_loss(m, check)},
     )  # fmt: skip
     store(model, folder / "compound.safetensors")
@@ -81,7 +81,7 @@ def fit_reactions(folder: Path, plan: Plan) -> None:
         return {"valid_exact": found.top[1], "valid_invalid": found.invalid}
 
     fitted = train.fit_forward(model, pairs, _config(plan.reaction_steps, plan.reaction_lr, plan.reaction_final),
-                               plan.reaction_batch, plan.seed, folder=folder / "stage-2", title="reactions",
+                               plan.reaction_batch, plan.seed, folder=folder / "stage-2", title="reactions", cpu=True,
                                evaluate=examine)  # fmt: skip
     store(model, folder / "reaction.safetensors")
     records.write_json(folder / "reaction.json", {"examples": len(known), "curves": fitted.curves})
@@ -102,7 +102,7 @@ def fit_yields(folder: Path, plan: Plan) -> None:
         return {"valid_r2": found["r2"], "valid_rmse": found["rmse"]}
 
     fitted = train.fit_yield(regressor, measured, _config(plan.yield_steps, plan.yield_lr), plan.reaction_batch,
-                             plan.seed, folder=folder / "stage-yield", title="yields", evaluate=judge)  # fmt: skip
+                             plan.seed, folder=folder / "stage-yield", title="yields", evaluate=judge, cpu=True)  # fmt: skip
     store(regressor, folder / "yield.safetensors")
     records.write_json(folder / "yield.json", {"examples": len(known), "curves": fitted.curves})
 

@@ -15,9 +15,9 @@ from companion.reactiont5 import baselines, data, pretrain, train, uspto, world
 from companion.reactiont5.chemistry import Row
 from companion.reactiont5.hub import ReactionT5
 from companion.reactiont5.metrics import Accuracy, accuracy
-from companion.reactiont5.model import T5, ReactionYield
-from companion.reactiont5.predict import predict
-from companion.reactiont5.tokens import PublishedTokenizer, forward_text, yield_text
+from companion.reactiont5.model import T5
+from companion.reactiont5.prediction import load, predict
+from companion.reactiont5.tokens import forward_text, yield_text
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,8 @@ def start(p: Mapping[str, Any], seed: int) -> ReactionT5:
         return ReactionT5(uspto.start(name, task, seed), uspto.tokenizer(), task)
     if "/" not in name and not Path(name).is_dir():
         return ReactionT5(pretrain.small_model(name, seed), train.tokenizer(), task)
-    engine = ReactionT5.from_pretrained(name, task="compound" if "Compound" in name else task)
-    if engine.task == "compound":
-        # a fair molecule-only baseline knows the same tokens as the reaction model
-        training.seed_everything(seed)
-        engine = ReactionT5(engine.model, PublishedTokenizer(task), task)
-        engine.model.resize(len(engine.tokenizer))
-    return engine
+    # a fair molecule-only baseline knows the same tokens as the reaction model
+    return load(name, "compound" if "Compound" in name else task).adapted(task, seed)
 
 
 def pairs(engine: ReactionT5, rows: Sequence[Row], most_in: int = 0, most_out: int = 0) -> train.Pairs:
@@ -151,14 +146,7 @@ def yield_start(p: Mapping[str, Any], seed: int) -> ReactionT5:
     """A yield regressor: yield, compound or scratch (small), or a released checkpoint."""
     name = p["start"]
     if "/" in name or Path(name).is_dir():
-        engine = ReactionT5.from_pretrained(name, task="compound" if "Compound" in name else "yield")
-        if engine.task == "compound":
-            training.seed_everything(seed)
-            tok = PublishedTokenizer("yield")
-            engine.model.resize(len(tok))
-            model = ReactionYield(engine.model.config, mask_padding=not p["as_published"])
-            pretrain.load_backbone(model, engine.model.state_dict())
-            engine = ReactionT5(model, tok, "yield")
+        engine = load(name, "compound" if "Compound" in name else "yield").adapted("yield", seed)
         engine.model.mask_padding = not p["as_published"]
         return engine
     return ReactionT5(pretrain.small_yield_model(name, seed), train.tokenizer(), "yield")

@@ -35,6 +35,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError
 
+    def unpublished(self) -> dict[str, list]:
+        """What a checkpoint must store to rebuild this tokenizer; nothing where it is the published one."""
+        raise NotImplementedError
+
     def pieces(self, text: str) -> list[str]:
         """The tokens of `text` as a reader sees them, without </s>."""
         return [self.tokens[i] for i in self.encode(text)[:-1]]
@@ -81,6 +85,13 @@ class PublishedTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return self._inner.encode(text).ids
+
+    def for_task(self, task: str) -> PublishedTokenizer:
+        """The same pieces with the added tokens and roles of `task`."""
+        return PublishedTokenizer(task, self._pieces)
+
+    def unpublished(self) -> dict[str, list]:
+        return {} if self._pieces == published_pieces() else {"pieces": self._pieces}
 
     def decode(self, ids: Iterable[int]) -> str:
         """SMILES of `ids`: special and unknown tokens dropped, blanks removed, trailing dots removed."""
@@ -148,6 +159,9 @@ class AtomTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return [self._ids.get(t, UNK) for t in self.PATTERN.findall(text) if t != " "] + [EOS]
+
+    def unpublished(self) -> dict[str, list]:
+        return {"symbols": self.tokens[3 + self.SENTINELS + len(ROLES) :]}
 
     def decode(self, ids: Iterable[int]) -> str:
         """SMILES of `ids`; special and unknown tokens are dropped."""

@@ -11,7 +11,14 @@ import torch
 from companion import training
 from companion.reactiont5 import world
 from companion.reactiont5.model import PAD, T5, ReactionYield, T5Config, seq2seq_loss, yield_loss
-from companion.reactiont5.tokens import AtomTokenizer, Tokenizer, forward_text, span_corrupt, yield_text
+from companion.reactiont5.tokens import (
+    AtomTokenizer,
+    PublishedTokenizer,
+    Tokenizer,
+    forward_text,
+    span_corrupt,
+    yield_text,
+)
 
 # Tokens of the small models: every symbol that the world's strings use, plus those that wrong answers may need.
 SYMBOLS = ["#", "(", ")", "-", ".", "1", "2", "3", "4", "5", "=", "B", "Br", "C", "Cl", "F", "I", "N", "O", "S", "c", "n", "o", "s", "[AlH4-]", "[BH4-]", "[Cu+2]", "[Cu]", "[Fe]", "[H]", "[K+]", "[Li+]", "[N+]", "[N-]", "[Na+]", "[O-]", "[OH-]", "[Pd]", "[nH]", "[n+]", "P", "/", "\\", "[C@@H]", "[C@H]", "+", "6"]  # fmt: skip
@@ -90,7 +97,7 @@ def molecules() -> list[str]:
     return sorted(blocks | {r.product for r in seen_reactions()[0]})
 
 
-def masked(smiles: Sequence[str], tok: AtomTokenizer, seed: int, batch_size: int,
+def masked(smiles: Sequence[str], tok: AtomTokenizer | PublishedTokenizer, seed: int, batch_size: int,
            tokens: int = 64) -> Callable[[int], dict[str, torch.Tensor]]:  # fmt: skip
     """`batches(k)` of span-corrupted text: shuffled molecules joined with </s> and cut to `tokens`, as in T5."""
     encoded = [tok.encode(s) for s in smiles]
@@ -174,7 +181,8 @@ def fit_yield(
 def predicted_yields(model: ReactionYield, data: Yields, batch: int = 200) -> list[float]:
     """Predicted yields in percent, clipped to 0 to 100."""
     model.eval()
+    device = model.fc5.weight.device
     out: list[float] = []
     for k in range(0, len(data), batch):
-        out += model(padded(data.ids[k : k + batch])).mul(100).clamp(0, 100).tolist()
+        out += model(padded(data.ids[k : k + batch]).to(device)).mul(100).clamp(0, 100).tolist()
     return out

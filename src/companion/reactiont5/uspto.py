@@ -143,7 +143,7 @@ def fit(folder: Path, task: str, steps: int = 5000, stop_after: int | None = Non
     config = training.FitConfig(steps=steps, lr=2e-3, warmup=200, schedule="linear", final_lr=0.02, weight_decay=0.01,
                                 betas=(0.9, 0.98), evaluate_every=1000, save_every=500)  # fmt: skip
     fitted = train.fit_forward(model, made, config, 32, 0, folder=folder / f"uspto-{task}", title=task, evaluate=examine,
-                               stop_after=stop_after)  # fmt: skip
+                               stop_after=stop_after, cpu=True)  # fmt: skip
     if fitted.step < steps:
         return
     pretrain.store(model, folder / f"uspto-{task}.safetensors")

@@ -7,11 +7,13 @@ answer. Inputs are sorted by length and predicted in batches, equal inputs once.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from companion.reactiont5.beam import beam_search
 from companion.reactiont5.chemistry import canonical, merge, strip_maps, why_not
@@ -51,7 +53,7 @@ def predict(model: ReactionT5 | str | Path, reactants: Sequence[str], reagents: 
     """Products of reactions, or precursors of products with a retrosynthesis model.
 
     Args:
-        model: a `ReactionT5`, the name of a released checkpoint, a folder, or "small" (the book's own).
+        model: a `ReactionT5`, the name of a released checkpoint, a folder, or one of the book's own (see `load`).
         reactants: one dot-joined SMILES per reaction; for retrosynthesis the products.
         reagents: catalysts, reagents and solvents of each reaction; None or "" where there are none.
         beams, top: beams searched, answers kept (at most `beams`).
@@ -86,18 +88,12 @@ def predict(model: ReactionT5 | str | Path, reactants: Sequence[str], reagents: 
         else:
             row.input = main
         rows.append(row)
-    waiting = _waiting(engine, rows, longest_input)
-    device = next(engine.model.parameters()).device
-    order = sorted(waiting, key=lambda text: len(waiting[text]))
-    for start in range(0, len(order), batch_size):
-        texts = order[start : start + batch_size]
-        ids = _padded([waiting[t] for t in texts]).to(device)
+    for texts, ids, asking in _batches(engine, rows, longest_input, batch_size):
         sequences, scores = beam_search(engine.model, ids, beams, longest_answer)
-        found = {t: _answers(engine, s, p, top) for t, s, p in zip(texts, sequences, scores, strict=True)}
-        for row in rows:
-            if not row.problem and row.input in found:
-                candidates, row.invalid, raw = found[row.input]
-                row.candidates, row.raw = list(candidates), list(raw)
+        for text, group, score in zip(texts, sequences, scores, strict=True):
+            candidates, invalid, raw = _answers(engine, group, score, top)
+            for row in asking[text]:
+                row.candidates, row.invalid, row.raw = list(candidates), invalid, list(raw)
     return rows
 
 
@@ -122,29 +118,36 @@ def predict_yield(model: ReactionT5 | str | Path, reactants: Sequence[str], reag
         parts = _read(a, "REACTANT", row), _read(b, "REAGENT", row, optional=True), _read(c, "PRODUCT", row)
         row.input = yield_text(*parts) if not row.problem else ""
         rows.append(row)
-    waiting = _waiting(engine, rows, longest_input)
-    order = sorted(waiting, key=lambda text: len(waiting[text]))
-    device = next(engine.model.parameters()).device
-    for start in range(0, len(order), batch_size):
-        texts = order[start : start + batch_size]
-        ids = _padded([waiting[t] for t in texts], pad_to).to(device)
+    for texts, ids, asking in _batches(engine, rows, longest_input, batch_size, pad_to):
         with torch.no_grad():
-            found = dict(zip(texts, engine.model(ids).mul(100).clamp(0, 100).tolist(), strict=True))
-        for row in rows:
-            if not row.problem and row.input in found:
-                row.yield_percent = found[row.input]
+            told = engine.model(ids).mul(100).clamp(0, 100).tolist()
+        for text, value in zip(texts, told, strict=True):
+            for row in asking[text]:
+                row.yield_percent = value
     return rows
 
 
-def load(model: ReactionT5 | str | Path) -> ReactionT5:
-    """`model` itself, a checkpoint by name or folder, or the book's "small" forward model."""
+def load(model: ReactionT5 | str | Path, task: str = "") -> ReactionT5:
+    """`model` itself, a checkpoint by name or folder, or one of the book's own: "small" (products of the RDKit world),
+    "small-forward" and "small-retrosynthesis" (short patent reactions). Read models go to the GPU where there is one.
+    """
     if isinstance(model, ReactionT5):
         return model
-    if str(model) == "small":
-        from companion.reactiont5 import pretrain, train
+    name = str(model)
+    if name.startswith("small") and not Path(name).is_dir():
+        from companion.reactiont5 import pretrain, train, uspto
 
-        return ReactionT5(pretrain.small_model("reaction").eval(), train.tokenizer(), "forward")
-    return ReactionT5.from_pretrained(model)
+        if name == "small":
+            return ReactionT5(pretrain.small_model("reaction").eval(), train.tokenizer(), "forward")
+        known = name.removeprefix("small-")
+        if known not in uspto.LONGEST:
+            raise ValueError(
+                f"{name!r} is no model of the book; choose small, small-{', small-'.join(uspto.LONGEST)}"
+            )
+        return ReactionT5(uspto.start("real", known, 0).eval(), uspto.tokenizer(), known)
+    engine = ReactionT5.from_pretrained(model, task)
+    engine.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return engine
 
 
 def _read(text: str | None, role: str, row: Prediction, optional: bool = False) -> str:
@@ -177,6 +180,22 @@ def _waiting(engine: ReactionT5, rows: list[Prediction], longest: int) -> dict[s
             row.notes.append(f"{lost} symbols are not in the model's vocabulary")
         waiting[row.input] = ids
     return waiting
+
+
+def _batches(engine: ReactionT5, rows: list[Prediction], longest: int, size: int,
+             pad_to: int = 0) -> Iterator[tuple[list[str], torch.Tensor, dict[str, list[Prediction]]]]:  # fmt: skip
+    """Batches of different inputs, short ones first: (texts, ids [B, L], the rows that ask for each text)."""
+    waiting, asking = _waiting(engine, rows, longest), defaultdict(list)
+    for row in rows:
+        if not row.problem:
+            asking[row.input].append(row)
+    order = sorted(waiting, key=lambda text: len(waiting[text]))
+    device = next(engine.model.parameters()).device
+    with tqdm(total=len(order), desc="predicting", unit="row", disable=len(order) <= 10 * size) as bar:
+        for start in range(0, len(order), size):
+            texts = order[start : start + size]
+            yield texts, _padded([waiting[t] for t in texts], pad_to).to(device), asking
+            bar.update(len(texts))
 
 
 def _padded(rows: Sequence[Sequence[int]], least: int = 0) -> torch.Tensor:
