@@ -79,9 +79,21 @@ class Formula:
 
     def expression(self):
         """As a sympy expression with its constants; exp(a log(b)) is written b ** a."""
-        found = ex.to_sympy(list(self.ids), [sympy.nsimplify(c) if f and c == int(c) else c
-                                             for c, f in zip(self.constants, self.fixed, strict=True)])  # fmt: skip
-        return powers(found)
+        values = [
+            _exact(c) if held else sympy.Float(c) for c, held in zip(self.constants, self.fixed, strict=True)
+        ]
+        return powers(
+            ex.to_sympy(list(self.ids)).xreplace({sympy.Symbol(f"c{k}"): v for k, v in enumerate(values)})
+        )
+
+
+def _exact(value: float) -> sympy.Expr:
+    """A number that was set: whole ones, thirds and multiples of pi as what they are, others as they stand."""
+    for unit in (sympy.Integer(1), sympy.Rational(1, 3), sympy.pi / 2):
+        k = round(value / float(unit))
+        if k and abs(value - k * float(unit)) < 1e-9:
+            return k * unit
+    return sympy.Float(value)
 
 
 def powers(expression: sympy.Expr) -> sympy.Expr:
@@ -648,11 +660,13 @@ class Search:
         for ids in skeletons:
             for form in (ids, (MUL, C, *ids), (ADD, C, *ids), (ADD, C, MUL, C, *ids)):
                 seeds.append((form, None, None))
-        # straight lines and the best pairs are always there, however little time is left
+        # straight lines, a factor on every short function, and the best pairs are always there, however little time
+        # is left: without the second, two logarithms stand in for a factor of 2
         limit, self.deadline = self.deadline, math.inf
         self.fit([((ADD, C, MUL, C, ex.FIRST_VARIABLE + j), None, None) for j in range(self.D)])
         if c.rounds:
             self.start_library()
+            self.fit([((MUL, C, *ids), None, None) for ids in self.library if len(ids) <= 3 and C not in ids])
             self.fit(self.pair())
         self.deadline = limit
         self.fit(seeds)
