@@ -3,7 +3,7 @@
     python benchmarks/dncl_regressor.py time       # 20 problems of 200 points, default settings
     python benchmarks/dncl_regressor.py price      # 81 problems, seven prices
 
-Writes benchmarks/dncl_regressor_time.json and benchmarks/dncl_regressor_price.json. *Time*: seconds on the wall and
+Writes its part of `dncl_regressor.json` and leaves the other one as it is. *Time*: seconds on the wall and
 of this process's CPU until `fit` returns, with the default budget and with limits of 1 and 2 seconds. *Price*: one
 search per problem; then the formulas that it fitted are ranked anew with each price of a token. The truth is a
 skeleton of the pool (1 to 4 operators, up to 2 constants, no benchmark's structure), noise eta in {0.01, 0.05, 0.1}, 20,
@@ -13,6 +13,7 @@ skeleton of the pool (1 to 4 operators, up to 2 constants, no benchmark's struct
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 import warnings
@@ -27,7 +28,6 @@ from companion.dncl import SymbolicRegressor, evolve, metrics, peers, pools, pre
 from companion.dncl import expressions as ex
 from companion.dncl.data import Problem
 
-HERE = Path(__file__).parent
 PRICES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
 ETAS, POINTS = (0.01, 0.05, 0.1), (20, 60, 200)
 
@@ -80,7 +80,7 @@ def measure_time() -> dict:
             k: round(float(v), 2) for k, v in line.items()
         }
         print(limit, out, flush=True)
-    return {"points": 200, "problems": len(chosen), "seconds": out}
+    return {f"seconds of a fit ({len(chosen)} problems of 200 points)": out}
 
 
 def measure_price(number: int, seconds: float) -> dict:
@@ -123,7 +123,7 @@ def measure_price(number: int, seconds: float) -> dict:
             "median 1 - R2": round(float(np.median([1 - max(r["r2"], 0) for r in rows])), 5),
             "length": round(float(np.mean([r["length"] for r in rows])), 1),
         }  # fmt: skip
-    return {"problems": number, "CPU seconds per problem": seconds, "price of a token": table}
+    return {f"price of a token ({number} problems, {seconds:g} CPU seconds each)": table}
 
 
 def main() -> None:
@@ -135,8 +135,10 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(1)
     out = measure_time() if a.what == "time" else measure_price(a.problems, a.seconds)
-    records.write_json(HERE / f"dncl_regressor_{a.what}.json",
-                       out | {"threads": 1, "processor": records.processor(), "versions": records.versions()})  # fmt: skip
+    path = Path(__file__).with_suffix(".json")
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    records.write_json(path, before | out | {"threads": 1, "processor": records.processor(),
+                                             "versions": records.versions()})  # fmt: skip
     print(out)
 
 
