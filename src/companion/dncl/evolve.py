@@ -511,9 +511,9 @@ class Search:
             out.append(((ADD, ex.CONST, *ids) if offset else ids, None, None))
         return out
 
-    def templates(self) -> list[tuple[Ids, None, None]]:
+    def templates(self) -> list[tuple[Ids, Sequence[float] | None, Sequence[bool] | None]]:
         """Functions with an inner constant, u(C x): alone, times or over another variable, and two of them in a
-        product or a sum. Their outer constants are linear, so that few starts are needed."""
+        product or a sum; and `curves`. Their outer constants are linear, so that few starts are needed."""
         C = ex.CONST
         x = [(ex.FIRST_VARIABLE + j,) for j in range(self.D)]
         sin, cos, exp, log = (ex.ID[u] for u in ("sin", "cos", "exp", "log"))
@@ -534,7 +534,27 @@ class Search:
                         for op in (MUL, ADD)
                     ]
             cores += [(op, *a, *b) for i, a in enumerate(ts) for b in ts[i + 1 :] for op in (MUL,)]
-        return [(form, None, None) for t in cores for form in ((MUL, C, *t), (ADD, C, MUL, C, *t))]
+        forms = [form for t in cores for form in ((MUL, C, *t), (ADD, C, MUL, C, *t))]
+        return [(form, None, None) for form in forms] + self.curves()
+
+    def curves(self) -> list[tuple[Ids, Sequence[float] | None, Sequence[bool] | None]]:
+        """What measurements of one variable often follow and no pair of short functions makes: the logistic curve, in
+        x and in log x (Hill, any power), saturation in powers of x, two exponentials, a wave on a straight line."""
+        C = ex.CONST
+        exp, log, sin = (ex.ID[u] for u in ("exp", "log", "sin"))
+        out: list[tuple[Ids, Sequence[float] | None, Sequence[bool] | None]] = []
+        for j in range(self.D):
+            v: Ids = (ex.FIRST_VARIABLE + j,)
+            logistic = [(DIV, C, ADD, C, exp, ADD, C, MUL, C, *t) for t in (v, (log, *v))]
+            # C / (1 + exp(C + C t)): the one stays
+            for ids in logistic:
+                out.append((ids, [1.0, 1.0, 0.0, 1.0], [False, True, False, False]))
+                out.append(((ADD, C, *ids), [0.0, 1.0, 1.0, 0.0, 1.0], [False, False, True, False, False]))
+            decay = (MUL, C, exp, MUL, C, *v)
+            plain = [(MUL, C, DIV, k, *v, ADD, C, k, *v) for k in (ex.ID["pow2"], ex.ID["pow3"])]
+            plain += [(ADD, *decay, *decay), (ADD, MUL, C, *v, MUL, C, sin, ADD, C, MUL, C, *v)]
+            out += [(form, None, None) for ids in plain for form in (ids, (ADD, C, *ids))]
+        return out
 
     def alone(self) -> list[tuple[Ids, None, None]]:
         """Every short subtree by itself with free constants, alone and with a factor and a summand."""
