@@ -689,16 +689,18 @@ class Search:
             self.fit([((MUL, C, *ids), None, None) for ids in self.library if len(ids) <= 3 and C not in ids])
             self.fit(self.pair())
         self.deadline = limit
+        # what costs little for what it finds comes first: a short limit ends somewhere in here
+        templates = self.templates() if c.rounds else []
+        self.fit([t for t in templates if _TRIG.isdisjoint(t[0])])
         self.fit(seeds)
         best, stale = math.inf, 0
         expanded: set[tuple[Ids, tuple[bool, ...]]] = set()
         if c.rounds and fitting.clock() < self.deadline:
             self.fit([one for one in self.alone() if ex.CONST in one[0][2:]][:400])
             # frequencies need many starts; with several variables there are many templates instead
-            waves = [t for t in self.templates() if not _TRIG.isdisjoint(t[0])]
-            self.fit(waves, restarts=24 if self.D == 1 else 8)
-            self.fit([t for t in self.templates() if _TRIG.isdisjoint(t[0])])
             sums = self.fit(self.sums()) if fitting.clock() < self.deadline else []
+            waves = [t for t in templates if not _TRIG.isdisjoint(t[0])]
+            self.fit(waves, restarts=24 if self.D == 1 else 8)
             if c.snap:
                 self.snap(sorted(sums, key=lambda f: f.score)[:6])
         for _ in range(c.rounds):
