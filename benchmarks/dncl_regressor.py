@@ -129,12 +129,13 @@ def measure_price(number: int, seconds: float) -> dict:
 def main() -> None:
     """The command line in this file's first lines."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("time", "price"))
+    parser.add_argument("what", nargs="?", choices=("time", "price"), help="default: both")
     parser.add_argument("--problems", type=int, default=81)
     parser.add_argument("--seconds", type=float, default=1.5)
     a = parser.parse_args()
     torch.set_num_threads(1)
-    out = measure_time() if a.what == "time" else measure_price(a.problems, a.seconds)
+    out = measure_price(a.problems, a.seconds) if a.what != "time" else {}
+    out |= measure_time() if a.what != "price" else {}
     path = Path(__file__).with_suffix(".json")
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     records.write_json(path, before | out | {"threads": 1, "processor": records.processor(),
