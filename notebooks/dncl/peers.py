@@ -40,7 +40,7 @@ if importlib.util.find_spec("companion") is None:
     )
 
 # %% tags=["parameters"]
-table = "peers"  # peers or feynman: a table of papers/dncl.toml
+table = "peers"  # peers, suites or feynman: a table of papers/dncl.toml
 row = "regressor"  # regressor, no-network, gplearn, operon, linear, forest, ...
 column = "nguyen-0.1"  # a suite and a noise level, e.g. constant-0.05
 scale = "reduced"  # reduced (a second per problem) or real (all equations)

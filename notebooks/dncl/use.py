@@ -145,7 +145,23 @@ print(mine.formula, f"  R² = {mine.r2:.4f}")
 # ## 5. What it says about difficult input
 #
 # More columns than three are screened by relevance, more points than `max_points` are subsampled, and both are
-# said; text, NaN, infinite values, constant targets and too few points are refused.
+# said; text, NaN, infinite values, constant targets and too few points are refused. A column that varies little
+# beside its size is counted from a round number:
+
+# %%
+year = np.linspace(1991, 2019, 60)
+cycle = 3 + 0.5 * np.sin(year - 1990) + 0.02 * rng.normal(size=60)
+print(
+    SymbolicRegressor(None, network=None, rounds=2)
+    .fit(pd.DataFrame({"year": year}), cycle)
+    .formula_
+)
+
+# %% [markdown]
+# **What it does not do.** It fits by least squares and listens to every point: one wild point in ten can hide the
+# formula. Leave such points out, or give them a small `sample_weight`. Errors in the variables are not modelled.
+# And a constant near a simple number ($2$, $\tfrac13$, $\pi$) is set to it where the error bars allow that and the
+# description gets shorter; `snap=False` turns this off.
 
 # %%
 wide = pd.DataFrame(rng.normal(size=(300, 5)), columns=list("abcde"))

@@ -139,6 +139,36 @@ def test_simple_numbers_are_set_and_factors_of_one_dropped():
     assert best.ids.count(ex.CONST) == 1
 
 
+@pytest.mark.parametrize(
+    ("curve", "most"),
+    [
+        (lambda t: 8 / (1 + np.exp(4.9 - 1.1 * t)), 3),
+        (lambda t: 5 * t**2.6 / (9 + t**2.6), 4),
+        (lambda t: 5 * t**2 / (9 + t**2), 2),
+        (lambda t: 4 * np.exp(-2 * t) + 1.5 * np.exp(-0.3 * t), 4),
+        (lambda t: 315 + 1.4 * t + 3 * np.sin(5.7 * t + 1), 5),
+    ],
+)
+def test_curves_of_the_laboratory_are_fitted(curve, most):
+    rng = np.random.default_rng(0)
+    t = np.sort(rng.uniform(0.05, 9, 80))
+    noise = 0.02 * rng.normal(size=80)
+    search = evolve.Search(t[:, None], curve(t) + noise, evolve.EvolveConfig())
+    made = search.fit(search.curves(), restarts=24)
+    good = [f for f in made if f.free <= most and f.sse < 1.02 * np.square(noise).sum()]
+    assert good
+
+
+def test_frequencies_start_on_a_grid_with_and_without_a_phase():
+    rng = np.random.default_rng(0)
+    grid = (0.5 + 0.75 * np.arange(24)) * np.pi / 10
+    for text, column in (("sin mul C x1", 0), ("sin add C mul C x1", 1), ("mul C cos add C mul C x1", 2)):
+        got = constants.starts(ex.encode(text), 24, rng, [10.0])[1:, column]
+        assert np.isclose(got[:, None], grid).any(1).all(), text
+    free = constants.starts(ex.encode("exp mul C x1"), 24, rng, [10.0])[1:, 0]
+    assert not np.isclose(free[:, None], grid).any(1).all()
+
+
 def test_selection_by_description_is_shorter_than_by_error():
     rng = np.random.default_rng(3)
     x = np.linspace(-1, 1, 40)[:, None]

@@ -120,7 +120,7 @@ def test_cpu_time_replaces_the_clock_only_inside():
 
 def test_floors_and_ours_answer_in_the_same_form():
     easy = problem("Nguyen-8", 0.01)
-    for name in ("linear", "forest", "no-network"):
+    for name in ("linear", "forest", "network-only", "no-network"):
         got = peers.answer(name, easy, 1.0, 0, {"rounds": 1} if name == "no-network" else None)
         line = peers.judge(easy, got)
         assert np.isfinite(line["r2"])

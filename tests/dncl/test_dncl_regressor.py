@@ -8,7 +8,7 @@ import pytest
 import sympy
 from sklearn.utils.estimator_checks import check_estimator
 
-from companion.dncl import SymbolicRegressor, regressor, score_formula
+from companion.dncl import SymbolicRegressor, evolve, regressor, score_formula
 
 
 def quick(**changes):
@@ -60,6 +60,44 @@ def test_scaling_is_folded_back():
     got = float((model.sympy() / (3 * p / q)).subs({p: 2e4, q: 5e-4}))
     assert got == pytest.approx(1, rel=1e-6)
     np.testing.assert_allclose(model.predict(X), y, rtol=1e-6)
+
+
+def test_years_are_counted_from_a_round_one():
+    year = np.linspace(1991, 2019, 60)
+    X = pd.DataFrame({"year": year})
+    y = 0.5 * np.sin(year - 1990) + 3
+    model = quick(rounds=2).fit(X, y)
+    assert model.formula_ == "0.5*sin(year - 1990) + 3"
+    np.testing.assert_allclose(model.predict(X), y, atol=1e-8)
+    assert regressor._origin(np.array([2.0, 2.2])) == 0  # wide enough to stay as it is
+    assert regressor._origin(np.array([-301.25, -301.21])) == pytest.approx(-301.25)
+
+
+def test_the_front_names_a_formula_once_and_nothing_below_the_mean():
+    X, y = data(80, 0.05)
+    front = quick().fit(X, y * 6.7).equations_
+    chosen = front.loc[front["selected"], "formula"].iloc[0]
+    assert (front["formula"] == chosen).sum() == 1
+    assert (front["r2"] > 0).all()
+
+
+def test_nothing_but_noise_is_said():
+    rng = np.random.default_rng(0)
+    with pytest.warns(UserWarning, match="no formula describes the targets better than a constant"):
+        quick().fit(rng.uniform(0, 4, (50, 1)), rng.normal(size=50))
+
+
+def test_numbers_that_were_set_are_written_as_what_they_are():
+    numbers = (np.pi / 2, 1 / 3, -4.0, 0.25)
+    assert [str(evolve._exact(v)) for v in numbers] == ["pi/2", "1/3", "-4", "0.250000000000000"]
+    x = np.linspace(0.1, 3, 60)[:, None]
+    y = np.pi * x[:, 0] ** 2 * (1 + 0.001 * np.random.default_rng(1).normal(size=60))
+    assert quick().fit(x, y).formula_ == "pi*x1**2"
+
+
+def test_a_factor_is_a_number_however_little_time_there_is():
+    x = np.linspace(0.1, 4, 50)[:, None]
+    assert SymbolicRegressor(1e-6, network=None).fit(x, 2.3 * np.sin(x[:, 0])).formula_ == "2.3*sin(x1)"
 
 
 def test_errors_of_constants_cover_the_truth():
@@ -128,6 +166,13 @@ def test_the_shipped_network_loads_quickly_and_proposes():
         (np.array([[np.nan]] * 10), np.arange(10.0), "NaN"),
         (np.array([[np.inf]] * 10), np.arange(10.0), "infinity"),
         (np.arange(10.0)[:, None], np.array([np.nan] * 10), "NaN"),
+        (np.arange(10.0)[:, None], np.arange(10.0) * 1e200, "1e100"),
+        (
+            pd.DataFrame({"t": np.arange(10.0), "site": list("abababacac")}),
+            np.arange(10.0),
+            "'site' holds 'a'",
+        ),
+        (pd.DataFrame({"day": pd.date_range("2020", periods=10)}), np.arange(10.0), "'day' holds '2020"),
     ],
 )
 def test_bad_data_is_refused(X, y, message):
@@ -142,6 +187,12 @@ def test_bad_data_is_refused(X, y, message):
         ({"noise": -0.1}, "-0.1"),
         ({"max_seconds": 0}, "0"),
         ({"max_points": 2}, "2"),
+        ({"noise": None}, "None"),
+        ({"beam": -1}, "beam is -1; it is 0 or more"),
+        ({"subsets": 0}, "subsets is 0; it is 1 or more"),
+        ({"rounds": -1}, "rounds is -1"),
+        ({"token_price": -3}, "token_price is -3"),
+        ({"selection": "aic"}, "'aic'"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
@@ -211,12 +262,18 @@ def test_formulas_that_cannot_be_read_are_refused(formula, message):
     ("text", "message"),
     [
         ("x,y\n1,2\nlow,3\n", r"line 3, column x: 'low' is text"),
-        ("x,y\n1,2\n,3\n", r"line 3, column x: 'nan' is empty"),
+        ("x,y\n1,2\n,3\n", r"line 3, column x: '' is empty"),
         ("x,y\n1,2\ninf,3\n", r"line 3, column x.*infinite"),
         ("x,x,y\n1,2,3\n", "duplicate columns x"),
         ("y\n1\n2\n", "at least one variable"),
         ("x,y\n1,2\n", "1 points"),
         ("x,dy,y\n1,0.1,2\n2,0,3\n", "line 3: an error bar of 0"),
+        ("0.1,1.2\n0.2,1.3\n", "the first line is numbers"),
+        (",x,y\n0,1,2\n1,2,3\n", "column 1 has no name"),
+        ("x,y\n1,2,9\n2,3,9\n", "line 2: 3 cells; the header names 2"),
+        ("x,y\n1,2\n\n3\n", "line 4: 1 cells"),
+        ("x;y\n1,5;2\n2;3\n", "line 2, column x: '1,5' is text"),
+        ("", "0 columns"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, text, message):
@@ -224,6 +281,17 @@ def test_bad_files_are_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         regressor.read_points(path, sigma="dy" if "dy" in text else None)
+
+
+def test_semicolons_tabs_empty_lines_and_comments_are_read(tmp_path):
+    path = tmp_path / "points.csv"
+    for mark in ";\t":
+        path.write_text(f"# of Monday\nx{mark}y\n1{mark}2\n\n2{mark}3.5\n")
+        X, y, sigma = regressor.read_points(path)
+        assert (list(X.columns), X["x"].tolist(), y.tolist(), sigma) == (["x"], [1, 2], [2, 3.5], None)
+    path.write_bytes("größe,y\n1,2\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="UTF-8"):
+        regressor.read_points(path)
 
 
 def test_a_file_is_read_and_fitted_from_the_command_line(tmp_path, capsys):

@@ -244,15 +244,20 @@ def starts(
 ) -> np.ndarray:
     """`[number, C]`: neutral values first (1 beside mul and div, 0 beside add), then random ones.
 
-    A factor on a variable directly inside a sine or cosine is a frequency, whose least squares has a minimum for
-    every other turn: it starts on a grid of half turns over the variable's range (`spans`, one per variable).
+    A factor on a variable directly inside a sine or cosine (or beside a phase in there) is a frequency, whose least
+    squares has a minimum for every other turn: it starts on a grid of half turns over the variable's range (`spans`,
+    one per variable).
     """
     out = []
     for at, token in enumerate(ids):
         if token == ex.CONST:
             added = at > 0 and _NAME[ids[at - 1]] in ("add", "sub")
             following = ids[at + 1] - ex.FIRST_VARIABLE if at + 1 < len(ids) else -1
-            if at > 1 and ids[at - 2] in _WAVES and not added and 0 <= following < len(spans):
+            phased = (
+                at > 3 and ids[at - 4] in _WAVES and _NAME[ids[at - 3]] == "add" and ids[at - 2] == ex.CONST
+            )
+            inside = at > 1 and (ids[at - 2] in _WAVES or phased)
+            if inside and not added and 0 <= following < len(spans):
                 wild = (0.5 + 0.75 * np.arange(number)) * math.pi / spans[following]
                 wild = wild if not out else rng.permutation(wild)
                 wild[0] = 1.0

@@ -79,9 +79,21 @@ class Formula:
 
     def expression(self):
         """As a sympy expression with its constants; exp(a log(b)) is written b ** a."""
-        found = ex.to_sympy(list(self.ids), [sympy.nsimplify(c) if f and c == int(c) else c
-                                             for c, f in zip(self.constants, self.fixed, strict=True)])  # fmt: skip
-        return powers(found)
+        values = [
+            _exact(c) if held else sympy.Float(c) for c, held in zip(self.constants, self.fixed, strict=True)
+        ]
+        return powers(
+            ex.to_sympy(list(self.ids)).xreplace({sympy.Symbol(f"c{k}"): v for k, v in enumerate(values)})
+        )
+
+
+def _exact(value: float) -> sympy.Expr:
+    """A number that was set: whole ones, thirds and multiples of pi as what they are, others as they stand."""
+    for unit in (sympy.Integer(1), sympy.Rational(1, 3), sympy.pi / 2):
+        k = round(value / float(unit))
+        if k and abs(value - k * float(unit)) < 1e-9:
+            return k * unit
+    return sympy.Float(value)
 
 
 def powers(expression: sympy.Expr) -> sympy.Expr:
@@ -499,9 +511,9 @@ class Search:
             out.append(((ADD, ex.CONST, *ids) if offset else ids, None, None))
         return out
 
-    def templates(self) -> list[tuple[Ids, None, None]]:
+    def templates(self) -> list[tuple[Ids, Sequence[float] | None, Sequence[bool] | None]]:
         """Functions with an inner constant, u(C x): alone, times or over another variable, and two of them in a
-        product or a sum. Their outer constants are linear, so that few starts are needed."""
+        product or a sum; and `curves`. Their outer constants are linear, so that few starts are needed."""
         C = ex.CONST
         x = [(ex.FIRST_VARIABLE + j,) for j in range(self.D)]
         sin, cos, exp, log = (ex.ID[u] for u in ("sin", "cos", "exp", "log"))
@@ -522,7 +534,27 @@ class Search:
                         for op in (MUL, ADD)
                     ]
             cores += [(op, *a, *b) for i, a in enumerate(ts) for b in ts[i + 1 :] for op in (MUL,)]
-        return [(form, None, None) for t in cores for form in ((MUL, C, *t), (ADD, C, MUL, C, *t))]
+        forms = [form for t in cores for form in ((MUL, C, *t), (ADD, C, MUL, C, *t))]
+        return [(form, None, None) for form in forms] + self.curves()
+
+    def curves(self) -> list[tuple[Ids, Sequence[float] | None, Sequence[bool] | None]]:
+        """What measurements of one variable often follow and no pair of short functions makes: the logistic curve, in
+        x and in log x (Hill, any power), saturation in powers of x, two exponentials, a wave on a straight line."""
+        C = ex.CONST
+        exp, log, sin = (ex.ID[u] for u in ("exp", "log", "sin"))
+        out: list[tuple[Ids, Sequence[float] | None, Sequence[bool] | None]] = []
+        for j in range(self.D):
+            v: Ids = (ex.FIRST_VARIABLE + j,)
+            logistic = [(DIV, C, ADD, C, exp, ADD, C, MUL, C, *t) for t in (v, (log, *v))]
+            # C / (1 + exp(C + C t)): the one stays
+            for ids in logistic:
+                out.append((ids, [1.0, 1.0, 0.0, 1.0], [False, True, False, False]))
+                out.append(((ADD, C, *ids), [0.0, 1.0, 1.0, 0.0, 1.0], [False, False, True, False, False]))
+            decay = (MUL, C, exp, MUL, C, *v)
+            plain = [(MUL, C, DIV, k, *v, ADD, C, k, *v) for k in (ex.ID["pow2"], ex.ID["pow3"])]
+            plain += [(ADD, *decay, *decay), (ADD, MUL, C, *v, MUL, C, sin, ADD, C, MUL, C, *v)]
+            out += [(form, None, None) for ids in plain for form in (ids, (ADD, C, *ids))]
+        return out
 
     def alone(self) -> list[tuple[Ids, None, None]]:
         """Every short subtree by itself with free constants, alone and with a factor and a summand."""
@@ -648,23 +680,27 @@ class Search:
         for ids in skeletons:
             for form in (ids, (MUL, C, *ids), (ADD, C, *ids), (ADD, C, MUL, C, *ids)):
                 seeds.append((form, None, None))
-        # straight lines and the best pairs are always there, however little time is left
+        # straight lines, a factor on every short function, and the best pairs are always there, however little time
+        # is left: without the second, two logarithms stand in for a factor of 2
         limit, self.deadline = self.deadline, math.inf
         self.fit([((ADD, C, MUL, C, ex.FIRST_VARIABLE + j), None, None) for j in range(self.D)])
         if c.rounds:
             self.start_library()
+            self.fit([((MUL, C, *ids), None, None) for ids in self.library if len(ids) <= 3 and C not in ids])
             self.fit(self.pair())
         self.deadline = limit
+        # what costs little for what it finds comes first: a short limit ends somewhere in here
+        templates = self.templates() if c.rounds else []
+        self.fit([t for t in templates if _TRIG.isdisjoint(t[0])])
         self.fit(seeds)
         best, stale = math.inf, 0
         expanded: set[tuple[Ids, tuple[bool, ...]]] = set()
         if c.rounds and fitting.clock() < self.deadline:
             self.fit([one for one in self.alone() if ex.CONST in one[0][2:]][:400])
             # frequencies need many starts; with several variables there are many templates instead
-            waves = [t for t in self.templates() if not _TRIG.isdisjoint(t[0])]
-            self.fit(waves, restarts=24 if self.D == 1 else 8)
-            self.fit([t for t in self.templates() if _TRIG.isdisjoint(t[0])])
             sums = self.fit(self.sums()) if fitting.clock() < self.deadline else []
+            waves = [t for t in templates if not _TRIG.isdisjoint(t[0])]
+            self.fit(waves, restarts=24 if self.D == 1 else 8)
             if c.snap:
                 self.snap(sorted(sums, key=lambda f: f.score)[:6])
         for _ in range(c.rounds):

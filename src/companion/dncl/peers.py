@@ -23,7 +23,8 @@ from companion.dncl import expressions as ex
 from companion.dncl.data import Problem
 from companion.dncl.regressor import SymbolicRegressor, parse, readable
 
-NAMES = ("regressor", "no-network", "mse-selection", "gplearn", "operon", "no-snap", "linear", "forest")
+NAMES = ("regressor", "no-network", "mse-selection", "gplearn", "operon", "no-snap", "linear", "forest",
+         "network-only")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def answer(name: str, problem: Problem, seconds: float, seed: int, options: dict
     with cpu_time(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         predict, expression = {
-            "regressor": _ours, "no-network": _ours, "mse-selection": _ours, "no-snap": _ours, "gplearn": _gplearn, "operon": _operon,
+            "regressor": _ours, "no-network": _ours, "network-only": _ours, "mse-selection": _ours, "no-snap": _ours, "gplearn": _gplearn, "operon": _operon,
             "linear": _floor, "forest": _floor,
         }[name](name, x, y, seconds, seed, options)  # fmt: skip
     return Answer(predict, expression, time.process_time() - began)
@@ -72,7 +73,7 @@ def answer(name: str, problem: Problem, seconds: float, seed: int, options: dict
 
 def _ours(name: str, x: np.ndarray, y: np.ndarray, seconds: float, seed: int, options: dict):
     settings = {"no-network": {"network": None}, "mse-selection": {"selection": "mse"},
-                "no-snap": {"snap": False}}.get(name, {})  # fmt: skip
+                "no-snap": {"snap": False}, "network-only": {"rounds": 0}}.get(name, {})  # fmt: skip
     model = SymbolicRegressor(seconds, random_state=seed, **(settings | options)).fit(x, y)
     names = {sympy.Symbol(f"x{j + 1}", real=True): s for j, s in enumerate(_symbols())}
     return model.predict, model.sympy().xreplace(names)

@@ -21,6 +21,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from itertools import permutations
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
     """A short formula for y from up to three variables.
 
     Args:
-        max_seconds: wall-clock limit of `fit` (what has begun is finished: some tenths of a second); None leaves it to `rounds`, which makes a fit repeatable on any
-            machine.
+        max_seconds: wall-clock limit of `fit` (what has begun is finished: some tenths of a second); None leaves it
+            to `rounds`, which makes a fit repeatable on any machine.
         noise: "auto" estimates the noise together with the formula; a number eta says that its standard deviation
             is eta times the root mean square of y; "weights" says that `sample_weight` is 1 / sigma^2 with sigma in
             the units of y (error bars).
@@ -107,6 +108,8 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         if isinstance(X, pd.DataFrame) and not X.columns.is_unique:
             twice = sorted(set(map(str, X.columns[X.columns.duplicated()])))
             raise ValueError(f"duplicate columns {', '.join(twice)}; give every column its own name")
+        if isinstance(X, pd.DataFrame):
+            _numeric(X)
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         y = y.astype(np.float64)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -116,6 +119,8 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
             raise ValueError(
                 f"{len(y)} different points (n_samples={len(X)}); at least {FEWEST_POINTS} are needed"
             )
+        if max(np.abs(y).max(), np.abs(x).max()) > 1e100:
+            raise ValueError("values beyond 1e100 in X or y; give the column in other units")
         if np.ptp(y) <= 1e-12 * np.abs(y).max(initial=0):
             raise ValueError(f"the target is constant ({y[0]:g}); there is no formula to find")
         names = [str(n) for n in getattr(self, "feature_names_in_", [f"x{j + 1}" for j in range(x.shape[1])])]
@@ -129,7 +134,8 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
                           UserWarning, stacklevel=2)  # fmt: skip
             pick = np.sort(rng.choice(len(y), self.max_points, replace=False))
             x, y, weight = x[pick], y[pick], weight[pick]
-        self._scale = np.array([_power_of_ten(np.abs(c).max(), 0.01, 100.0) for c in x.T])
+        self._shift = np.array([_origin(c) for c in x.T])
+        self._scale = np.array([_power_of_ten(np.abs(c).max(), 0.01, 100.0) for c in (x - self._shift).T])
         self._y_scale = _power_of_ten(np.abs(y).max(), 1e-3, 1e4)
         known = self.noise != "auto"
         if known and self.noise != "weights":
@@ -137,10 +143,11 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         weight = weight * self._y_scale**2 if known else weight / weight.mean()
         config = evolve.EvolveConfig(rounds=self.rounds, token_price=self.token_price, selection=self.selection,
                                      snap=self.snap)  # fmt: skip
-        xs, ys = x / self._scale, y / self._y_scale
-        soon = deadline - 0.12 * (self.max_seconds or 0.0)
+        xs, ys = (x - self._shift) / self._scale, y / self._y_scale
+        # the last part of the time is for the constants of the best, and for writing the formulas down
+        soon, polish = (deadline - share * (self.max_seconds or 0.0) for share in (0.12, 0.04))
         search = evolve.Search(
-            xs, ys, config, weight=weight, known=known, seed=seed, deadline=soon, polish=deadline
+            xs, ys, config, weight=weight, known=known, seed=seed, deadline=soon, polish=polish
         )
         # a third of the time at most: the rest is the search's
         self.proposals_ = self._propose(xs, ys, seed, began + (self.max_seconds or math.inf) / 3)
@@ -155,10 +162,13 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
     def _check_settings(self) -> None:
         if isinstance(self.noise, str) and self.noise not in ("auto", "weights"):
             raise ValueError(f"noise is {self.noise!r}; choose 'auto', 'weights' or a number eta above 0")
-        if not isinstance(self.noise, str) and not self.noise > 0:
+        if not isinstance(self.noise, str) and not (isinstance(self.noise, Real) and self.noise > 0):
             raise ValueError(
                 f"noise is {self.noise!r}; a known noise level eta is above 0 (use 'auto' otherwise)"
             )
+        for name, least in (("beam", 0), ("samples", 0), ("subsets", 1), ("rounds", 0), ("token_price", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is {least} or more")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds is {self.max_seconds}; choose a number above 0, or None")
         if self.max_points < FEWEST_POINTS:
@@ -228,7 +238,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         if known and self.noise != "weights":
             weight = weight / max(float(self.noise) * math.sqrt(np.mean(y**2)), 1e-300) ** 2
         weight = weight * self._y_scale**2 if known else weight / weight.mean()
-        larger = evolve.Search(x[pick] / self._scale, y[pick] / self._y_scale, search.config, weight=weight[pick],
+        larger = evolve.Search((x[pick] - self._shift) / self._scale, y[pick] / self._y_scale, search.config, weight=weight[pick],
                                known=known, seed=search.seed)  # fmt: skip
         front = evolve.pareto(search.found.values()) + search.elite[:20]
         larger.fit([(f.ids, f.constants, f.fixed) for f in front], restarts=1, iterations=8)
@@ -238,10 +248,16 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
 
     def _report(self, best: list[evolve.Formula], search: evolve.Search) -> None:
         self._best = best[0]
-        front = evolve.pareto([*search.found.values()])
-        if self._best not in front:
-            front = sorted([*front, self._best], key=lambda f: len(f.ids))
         total = search.var
+        self.formula_ = readable(self._fold(self._best))
+        # below the mean of the targets nothing is worth a row, and the selected formula stands there once
+        front = [f for f in evolve.pareto(search.found.values())
+                 if f.sse < total and f is not self._best and readable(self._fold(f)) != self.formula_]  # fmt: skip
+        front = sorted([*front, self._best], key=lambda f: (len(f.ids), -f.sse))
+        alone = search.data_cost(total) + math.log(search.n) + self.token_price
+        if self._best.sse >= total or (self.selection == "bic" and self._best.score >= alone):
+            warnings.warn(f"no formula describes the targets better than a constant does; {self.formula_} is only the "
+                          "best of those tried (too few points, or nothing but noise?)", UserWarning, stacklevel=3)  # fmt: skip
         rows = []
         for f in front:
             labels = [f"c{k}" for k in range(len(f.constants))]
@@ -254,14 +270,13 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
             })  # fmt: skip
         self.equations_ = pd.DataFrame(rows)
         self._front = front
-        self.formula_ = readable(self._fold(self._best))
 
     # --- formulas ---------------------------------------------------------------------------------------
 
     def _symbols(self) -> dict[sympy.Symbol, sympy.Expr]:
         inner = sympy.symbols(" ".join(ex.VARIABLES), real=True)
-        return {v: sympy.Symbol(name, real=True) / _exact(s)
-                for v, name, s in zip(inner, self._names, self._scale, strict=False)}  # fmt: skip
+        return {v: (sympy.Symbol(name, real=True) - sympy.Rational(repr(float(a)))) / _exact(s)
+                for v, name, a, s in zip(inner, self._names, self._shift, self._scale, strict=False)}  # fmt: skip
 
     def _fold(self, f: evolve.Formula) -> sympy.Expr:
         """The formula in the units of the data: the scaling of inputs and target is multiplied in."""
@@ -284,7 +299,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         check_is_fitted(self, "equations_")
         X = validate_data(self, X, dtype=np.float64, reset=False)
         f = self._best if index is None else self._front[index]
-        x = torch.from_numpy(X[:, self.used_] / self._scale)
+        x = torch.from_numpy((X[:, self.used_] - self._shift) / self._scale)
         c = torch.tensor([[list(f.constants) or [0.0]]], dtype=torch.float64)
         value = fitting.Program([f.ids], x).run(c, derivatives=False)[0][0, 0].numpy() * self._y_scale
         if not np.isfinite(value).all():
@@ -299,6 +314,17 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
             True  # three variables at most: no match for scikit-learn's test sets
         )
         return tags
+
+
+def _numeric(table: pd.DataFrame) -> None:
+    """ValueError for the first column that holds something else than numbers."""
+    for name, column in table.items():
+        if pd.api.types.is_numeric_dtype(column.dtype):
+            continue
+        text = pd.to_numeric(column.astype(str), errors="coerce").isna() & column.notna()
+        if text.any():
+            raise ValueError(f"column {name!r} holds {str(column[text].iloc[0])!r}, which is not a number; every column "
+                             "is numeric (encode it, or leave it out)")  # fmt: skip
 
 
 def _weights(sample_weight: Any, n: int, needed: bool) -> np.ndarray:
@@ -330,6 +356,15 @@ def _distinct(X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndar
 def _power_of_ten(top: float, low: float, high: float) -> float:
     """1 where `top` lies between `low` and `high`, else the power of ten below it."""
     return 1.0 if top == 0 or low <= top <= high else 10.0 ** math.floor(math.log10(top))
+
+
+def _origin(column: np.ndarray) -> float:
+    """0, or a round number below all values where their range is less than a twentieth of their size (years, ...)."""
+    low, spread = float(column.min()), float(np.ptp(column))
+    if spread >= 0.05 * np.abs(column).max():
+        return 0.0
+    unit = 10.0 ** math.floor(math.log10(spread))
+    return float(f"{math.floor(low / unit) * unit:.15g}")
 
 
 def _exact(power: float) -> sympy.Rational:
@@ -386,7 +421,7 @@ def parse(text: str, names: list[str]) -> tuple[evolve.Ids, list[float], list[bo
                if w not in symbols and not re.fullmatch(r"c_?_?\d+", w) and not hasattr(sympy, w)]  # fmt: skip
     if unknown:
         raise ValueError(
-            f"{unknown[0]!r} in {text!r} is neither a column ({', '.join(symbols)}) nor a constant (c)"
+            f"{unknown[0]!r} in {text!r} is neither a column ({', '.join(symbols)}) nor a constant (c) nor a function"
         )
     try:
         expression = sympy.sympify(numbered, locals=symbols)
@@ -506,38 +541,61 @@ def score_formula(formula: str, X: Any, y: Any, sample_weight: Any = None, *, re
 # --- points from a file ----------------------------------------------------------------------------------
 
 
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
 def read_points(path: Path | str, target: str | None = None, sigma: str | None = None) -> tuple[pd.DataFrame, np.ndarray, np.ndarray | None]:  # fmt: skip
     """Columns X, target y and, with `sigma`, error bars of a CSV file with a header line.
 
-    The target is the last column (but for `sigma`) unless named.
+    Cells are parted by commas, semicolons or tabs (whichever the header has); empty lines and lines that begin with
+    # are passed over. The target is the last column (but for `sigma`) unless named.
 
     Raises:
-        ValueError: for duplicate columns, text, empty or infinite cells, a missing column, error bars that are not
-            above 0, or fewer than two points: which column and, for cells, which line.
+        ValueError: for a missing header, unnamed or duplicate columns, text, empty or infinite cells, a line with more
+            or fewer cells, a missing column, error bars that are not above 0, or fewer than two points: which column
+            and, for cells, which line.
     """
     path = Path(path)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header = [h.strip() for h in next(csv.reader(file), [])]
-    twice = sorted({h for h in header if header.count(h) > 1})
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path.name} is not a text file in UTF-8; save it as such") from None
+    kept = [(k, line) for k, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
+    top = kept[0][1] if kept else ""
+    mark = next((m for m in ",;\t" if m in top), ",")
+    rows = list(csv.reader([line for _, line in kept], delimiter=mark, skipinitialspace=True))
+    header = [h.strip() for h in rows[0]] if rows else []
+    twice = sorted({h for h in header if h and header.count(h) > 1})
     if twice:
         raise ValueError(f"{path.name}: duplicate columns {', '.join(twice)}; give every column its own name")
     if len(header) < 2:
         raise ValueError(
             f"{path.name} has {len(header)} columns; it needs at least one variable and the target"
         )
-    table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True)
-    table.columns = header
-    for name in header:
-        numbers = pd.to_numeric(table[name], errors="coerce")
-        bad = np.flatnonzero(~np.isfinite(numbers.to_numpy(dtype=float)))
-        if len(bad):
-            cell = table[name].iloc[bad[0]]
-            what = (
-                "empty or NaN" if pd.isna(cell) else "infinite" if np.isinf(numbers.iloc[bad[0]]) else "text"
+    if "" in header:
+        raise ValueError(f"{path.name}: column {header.index('') + 1} has no name; every column needs one (pandas "
+                         "writes its index like that: to_csv(..., index=False))")  # fmt: skip
+    if all(_number(h) is not None for h in header):
+        raise ValueError(f"{path.name}: the first line is numbers; it has to name the columns")
+    values = np.empty((len(rows) - 1, len(header)))
+    for k, (row, (number, _)) in enumerate(zip(rows[1:], kept[1:], strict=True)):
+        if len(row) != len(header):
+            raise ValueError(
+                f"{path.name}, line {number}: {len(row)} cells; the header names {len(header)} columns"
             )
-            raise ValueError(f"{path.name}, line {bad[0] + 2}, column {name}: {str(cell)!r} is {what}; "
-                             "every cell below the header is a finite number")  # fmt: skip
-        table[name] = numbers.astype(float)
+        for j, cell in enumerate(row):
+            value = _number(cell)
+            if value is None or not math.isfinite(value):
+                what = ("text" if value is None and cell.strip() else
+                        "infinite" if value is not None and math.isinf(value) else "empty or NaN")  # fmt: skip
+                raise ValueError(f"{path.name}, line {number}, column {header[j]}: {cell.strip()!r} is {what}; every "
+                                 "cell below the header is a finite number")  # fmt: skip
+            values[k, j] = value
+    table = pd.DataFrame(values, columns=header)
     for name in (target, sigma):
         if name is not None and name not in header:
             raise ValueError(f"{path.name} has no column {name!r}; it has {', '.join(header)}")
@@ -548,7 +606,7 @@ def read_points(path: Path | str, target: str | None = None, sigma: str | None =
     if sigma is not None:
         error = table[sigma].to_numpy()
         if (error <= 0).any():
-            raise ValueError(f"{path.name}, line {int(np.argmax(error <= 0)) + 2}: an error bar of {error[error <= 0][0]:g}; "
+            raise ValueError(f"{path.name}, line {kept[int(np.argmax(error <= 0)) + 1][0]}: an error bar of {error[error <= 0][0]:g}; "
                              "error bars are above 0")  # fmt: skip
     X = table[[h for h in header if h not in (target, sigma)]]
     if X.shape[1] == 0:
