@@ -3,6 +3,7 @@
 import io
 import tarfile
 import wave
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -179,6 +180,15 @@ def test_counts_are_those_of_the_published_classes(task, variant, total, trainab
     found = cost.count(task, variant)
     assert round(found["total"], 2) == total
     assert round(found["trainable"], 2) == trainable
+
+
+@pytest.mark.parametrize(
+    ("task", "gamma"), [("ave", 0.1), ("avvp", 0.05), ("avs-s4", 0.05), ("avs-ms3", 0.1)]
+)
+def test_temporal_gates_weigh_as_published(task, gamma):
+    with torch.device("meta"):
+        assert cost.build(task)[1].gamma == gamma
+        assert cost.build(task, "no-temporal")[1].gamma == 0
 
 
 def test_cost_says_what_is_wrong():
@@ -376,19 +386,24 @@ def test_unit_equals_the_published_operations(name, training_mode):
             assert a is None or float((a - b).abs().max()) < 1e-4 * largest
 
 
-@pytest.mark.parametrize("name", ["ave", "avvp", "avqa", "few-shot"])
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("sizes", [(144, 64, 64, 96), (36, 64, 64, 96)])
 @pytest.mark.parametrize("training_mode", [False, True])
-def test_fused_unit_is_the_unit(name, training_mode):
+def test_fused_unit_is_the_unit(name, sizes, training_mode):
+    """Outputs and gradients, where the guide is never formed (144 tokens) and where it is (36, many latent tokens)."""
     for seed in range(2):
         torch.manual_seed(seed)
         config = PRESETS[name]
-        u = busy(CrossModalPrompt(36, 64, 64, 96, config)).train(training_mode)
-        fused = fast.FastPrompt(36, 64, 64, 96, config).train(training_mode)
+        u = busy(CrossModalPrompt(*sizes, config)).train(training_mode)
+        fused = fast.FastPrompt(*sizes, config).train(training_mode)
+        assert fused.short == (sizes[0] == 144 or config.tokens == 2)
+        assert list(fused.state_dict()) == list(u.state_dict())
         fused.load_state_dict(u.state_dict())
-        x, g = torch.randn(20, 36, 64), torch.randn(20, 64, 96)
+        x, g = torch.randn(20, *sizes[:2]), torch.randn(20, *sizes[2:])
         (y, a), (z, b) = u(x, g), fused(x, g)
         assert (y - z).abs().max() < 2e-5
         assert (a.pool - b.pool).abs().max() < 1e-6
+        assert (a.channel - b.channel).abs().max() < 1e-6
         (y.square().sum() + a.pool.sum()).backward()
         (z.square().sum() + b.pool.sum()).backward()
         largest = max(float(p.grad.abs().max()) for p in u.parameters() if p.grad is not None)
@@ -396,6 +411,40 @@ def test_fused_unit_is_the_unit(name, training_mode):
         for key, p in u.named_parameters():
             if p.grad is not None:
                 assert float((p.grad - theirs[key].grad).abs().max()) < 1e-4 * largest
+
+
+@pytest.mark.parametrize("off", ["latent", "channel", "spatial"])
+def test_fused_unit_leaves_out_what_the_unit_leaves_out(off):
+    torch.manual_seed(0)
+    config = replace(PRESETS["few-shot"], **{off: False})
+    u = busy(CrossModalPrompt(144, 64, 64, 96, config, gated=False)).eval()
+    fused = fast.FastPrompt(144, 64, 64, 96, config, gated=False).eval()
+    fused.load_state_dict(u.state_dict())
+    x, g = torch.randn(20, 144, 64), torch.randn(20, 64, 96)
+    with torch.no_grad():
+        (y, a), (z, b) = u(x, g), fused(x, g)
+    assert (y - z).abs().max() < 2e-5
+    assert (a.pool - b.pool).abs().max() < 1e-6
+    assert (a.channel is None) == (b.channel is None)
+
+
+def test_fused_unit_starts_silent():
+    """Gates at 0: the residual is exactly 0, as that of the unit."""
+    unit = fast.FastPrompt(144, 64, 64, 96)
+    assert not unit(torch.randn(4, 144, 64), torch.randn(4, 64, 96))[0].any()
+
+
+def test_times_of_a_model_are_weighted_by_its_units():
+    one = {"plain_ms": 4.0, "ours_ms": 2.0, "output": 1e-6, "gradient": 2e-6}
+    found = {(s, side): dict(one) for s in plain.STAGES for side in ("visual", "audio")}
+    found[3, "audio"] |= {"ours_ms": 1.0, "output": 1e-5}
+    out = plain.summary(found)
+    assert out["visual-ratio"] == 2
+    # 24 audio units, 12 of them in stage 3
+    assert out["audio-ratio"] == pytest.approx(24 * 4 / (12 * 2 + 12 * 1))
+    assert out["ratio"] == pytest.approx(48 * 4 / (36 * 2 + 12 * 1))
+    assert (out["apart"], out["gradient"]) == (1e-5, 2e-6)
+    assert plain.summary({(2, "visual"): one, (2, "audio"): one})["visual-plain_ms"] == 4
 
 
 def test_fusing_a_model_keeps_weights_and_outputs():
@@ -416,5 +465,5 @@ def test_fusing_a_model_keeps_weights_and_outputs():
         got = encoder(images, sounds)
     assert torch.allclose(got.visual, want.visual, atol=1e-4)
     assert torch.allclose(got.pool_audio, want.pool_audio, atol=1e-5)
-    with pytest.raises(ValueError, match="fusing needs remap 'conv'"):
-        fast.FastPrompt(36, 64, 64, 96, PRESETS["avs-s4"])
+    with pytest.raises(ValueError, match="given 36 and 16"):
+        fast.FastPrompt(64, 64, 64, 96)(torch.zeros(1, 16, 64), torch.zeros(1, 36, 96))
