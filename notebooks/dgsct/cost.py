@@ -51,6 +51,7 @@ record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
 # %%
 import matplotlib.pyplot as plt
+import torch
 
 from companion import plotting, records, tables, training
 from companion.dgsct import cost, plain
@@ -95,6 +96,8 @@ ax.invert_yaxis()
 # %%
 metrics = counts if table == "cost" else {}
 if table == "steps":
+    threads = None if torch.cuda.is_available() else 1
+    training.seed_everything(seed, threads=threads)
     metrics = {
         k: v for k, v in cost.dry_run(p).items() if k not in ("task", "variant")
     }
