@@ -287,6 +287,9 @@ def test_questions_can_be_answered_from_what_is_shown():
         if text == "what colour sounds":
             assert kinds[n] == ("Audio-Visual", "Attribute")
             assert parsing.ANSWERS[answers[n]] == world.COLOURS[data.colours[n, data.source[n]]]
+        if text == "is what sounds left":
+            assert kinds[n] == ("Audio-Visual", "Location")
+            assert parsing.ANSWERS[answers[n]] == ("yes" if data.source[n] in (0, 2) else "no")
         if text == "how many heard":
             assert parsing.ANSWERS[answers[n]] == ["zero", "one", "two"][data.audible[n].any(1).sum()]
 
@@ -295,6 +298,8 @@ def test_unseen_pairs_are_unseen_but_their_words_are_not():
     seen, unseen = parsing.PAIRS[: -parsing.HELD_OUT], parsing.PAIRS[-parsing.HELD_OUT :]
     assert not set(seen) & set(unseen)
     assert {c for c, _ in seen} == {s for _, s in seen} == set(range(6))
+    for pairs in (seen, unseen):  # what is heard tells the shape, and leaves three pairs to choose from
+        assert [sum(s == shape for _, s in pairs) for shape in range(6)] == [3] * 6
     train = parsing.source("zero-shot", 60, 0)
     test = parsing.source("zero-shot", 60, 0, held_out=True)
     assert len(train) + len(test) == 60
