@@ -259,6 +259,40 @@ def test_localiser_reads_every_segment():
         events.small("shuffled")
 
 
+def test_told_pools_the_quadrant_that_sounds_and_nothing_else():
+    training.seed_everything(0)
+    source = events.small_data(6, seed=2)
+    where = events.quadrants(source)
+    inside = source.labels < 6
+    assert torch.equal(where.any(2), inside)
+    assert torch.equal(where.sum(2) == 1, inside)
+    model = events.small("told").eval()
+    first, segment = torch.nonzero(inside)[0].tolist()
+    quadrant = int(where[first, segment].int().argmax())
+    grid = torch.zeros(4, 4, dtype=torch.bool)
+    row, column = divmod(quadrant, 2)
+    grid[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = True
+    seen = {}
+    model.head.register_forward_pre_hook(lambda module, inputs: seen.update(v=inputs[0]))
+    with torch.no_grad():
+        model(source.images, source.sounds, where)
+        tokens = model.encode(source.images, source.sounds).visual.view(*where.shape[:2], 16, -1)
+    assert torch.allclose(
+        seen["v"][first, segment], tokens[first, segment][grid.flatten()].mean(0), atol=1e-6
+    )
+    quiet = torch.nonzero(~inside)[0].tolist()
+    assert torch.allclose(seen["v"][tuple(quiet)], tokens[tuple(quiet)].mean(0), atol=1e-6)
+
+
+def test_where_the_map_looks_is_measured_inside_events():
+    source = events.small_data(6, seed=2)
+    model = events.small("late-fusion")
+    with torch.no_grad():  # a flat map
+        model.encoder.score_visual.weight.zero_()
+    found = events.evaluate(model, source)
+    assert found["mass"] == pytest.approx(25, abs=1e-3)
+
+
 # --- the other tasks on the procedural world, and digits -----------------------------------------------
 
 
