@@ -36,9 +36,12 @@ def main() -> None:
                   f"gradients by {one['gradient']:.1e}", flush=True)  # fmt: skip
     whole = plain.summary(found)
     print(f"all units of these stages: ratio {whole['ratio']:.2f}")
+    units = {
+        f"stage {stage}, {side}": {name: float(f"{value:.4g}") for name, value in one.items()}
+        for (stage, side), one in found.items()
+    }
     records.write_json(Path(__file__).with_suffix(".json"), {
-        "units": {f"stage {stage}, {side}": {k: float(f"{v:.4g}") for k, v in one.items()}
-                  for (stage, side), one in found.items()},  # fmt: skip
+        "units": units,
         "ratio over all units": round(whole["ratio"], 3), "target: at least": 1.5, "frames": args.frames,
         "task": args.task, "threads": args.threads, "processor": records.processor(), "gpu": records.gpu(),
         "versions": records.versions()})  # fmt: skip
