@@ -26,19 +26,23 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{args.task}, {args.frames} frames, {device}, {args.threads} thread(s), torch {torch.__version__}")
-    found, rows = [], {}
+    found = {}
     for stage in args.stages:
         for side in ("visual", "audio"):
             one = plain.compare(args.task, stage, side, args.frames, args.repeats, device)
-            found.append((stage, one))
-            rows[f"stage {stage}, {side}"] = one
+            found[stage, side] = one
             print(f"stage {stage} {side:6}  plain {one['plain_ms']:8.1f} ms  ours {one['ours_ms']:8.1f} ms  "
                   f"ratio {one['ratio']:.2f}  outputs differ by {one['output']:.1e}, "
                   f"gradients by {one['gradient']:.1e}", flush=True)  # fmt: skip
-    ratio = plain.model_ratio(found)
-    print(f"all units of these stages: ratio {ratio:.2f}")
+    whole = plain.summary(found)
+    print(f"all units of these stages: ratio {whole['ratio']:.2f}")
+    units = {
+        f"stage {stage}, {side}": {name: float(f"{value:.4g}") for name, value in one.items()}
+        for (stage, side), one in found.items()
+    }
     records.write_json(Path(__file__).with_suffix(".json"), {
-        "units": rows, "ratio over all units": round(ratio, 3), "target: at least": 1.5, "frames": args.frames,
+        "units": units,
+        "ratio over all units": round(whole["ratio"], 3), "target: at least": 1.5, "frames": args.frames,
         "task": args.task, "threads": args.threads, "processor": records.processor(), "gpu": records.gpu(),
         "versions": records.versions()})  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Tables as data: what is refused, with which words, and how records become cells and verdicts."""
 
+import dataclasses
 import math
 
 import pytest
@@ -217,6 +218,10 @@ def test_only_the_full_scale_can_reproduce_a_number():
     assert at("full", 70.0) == "not reproduced"
     assert at("reduced", 81.0) == "other scale"
     assert at("full") == "not run"
+    result = tables.results(t, "full", [record("new", 0, 81.0, scale="full")])[0][0]
+    unread = dataclasses.replace(result, reported=tables.Reported("unknown"))
+    assert tables.verdict(unread, "full", t.tolerance) == "unknown"
+    assert tables.verdict(dataclasses.replace(result, reported=None), "full", t.tolerance) == "–"
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ if importlib.util.find_spec("companion") is None:
 
 # %% tags=["parameters"]
 table = "cost"  # cost (counts), steps (one training step at full size) or speed (one unit against a plain one)
-row = "ave"  # cost and steps: ave, lavish-star, avvp, avqa, avs-s4, ...; speed: stage-1 to stage-4
+row = "ave"  # cost and steps: ave, lavish-star, avvp, avqa, avs-s4, ...; speed: stage-1 to stage-4, all-ave, ...
 column = "total"  # one run fills all columns
 scale = (
     "reduced"  # reduced (counts only) or full; neither needs weights, data or a GPU
@@ -51,6 +51,7 @@ record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
 # %%
 import matplotlib.pyplot as plt
+import torch
 
 from companion import plotting, records, tables, training
 from companion.dgsct import cost, plain
@@ -88,22 +89,29 @@ ax.invert_yaxis()
 # %% [markdown]
 # ## One step, and one unit
 #
-# For the table *steps* the whole model is built with random weights and takes one training step. For *speed* one unit
-# of a stage is timed against a plain transcription of the published operations, at equal weights, outputs and
-# gradients, in turn on the same inputs.
+# For the table *steps* the whole model is built with random weights and takes one training step on one video. For *speed*
+# the units of a stage, or of all stages, are timed against a plain transcription of the published operations, at equal
+# weights, outputs and gradients, in turn on the same inputs.
 
 # %%
 metrics = counts if table == "cost" else {}
 if table == "steps":
+    threads = None if torch.cuda.is_available() else 1
+    training.seed_everything(seed, threads=threads)
     metrics = {
         k: v for k, v in cost.dry_run(p).items() if k not in ("task", "variant")
     }
 if table == "speed":
     training.seed_everything(seed, threads=1)
-    for side in ("visual", "audio"):
-        one = plain.compare("ave", p["stage"], side, p["frames"], p["repeats"])
-        metrics |= {f"{side}-{k}": v for k, v in one.items()}
-    metrics["apart"] = max(metrics["visual-output"], metrics["audio-output"])
+    stages = [p["stage"]] if p["stage"] else list(plain.STAGES)
+    found = {
+        (stage, side): plain.compare(
+            p["task"], stage, side, p["frames"], p["repeats"]
+        )
+        for stage in stages
+        for side in ("visual", "audio")
+    }
+    metrics = plain.summary(found)
 print({k: v if v is None else round(v, 7) for k, v in metrics.items()})
 
 # %%

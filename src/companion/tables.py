@@ -502,10 +502,12 @@ def results(
 
 
 def verdict(result: Result, scale: str, tolerance: float | None) -> str:
-    """ReScience's word for a cell. Only the `full` scale can reproduce a reported number."""
+    """ReScience's word for a cell, a dash where nothing is reported. Only the `full` scale can reproduce a number."""
     if result.status in ("not run", "stale", "reference", "not at this scale"):
         return result.status
-    if result.reported is None or result.reported.value is None:
+    if result.reported is None:
+        return "–"  # a table of ours: nobody reported anything
+    if result.reported.value is None:
         return "unknown"
     if scale != "full" or tolerance is None:
         return "other scale"

@@ -94,6 +94,13 @@ def test_avs_reader(tmp_path):
         data.read_avs(s4, tmp_path, "ms3")
 
 
+def test_vggsound_reader(tmp_path):
+    file = write(tmp_path / "vggsound.csv", 'abc,30,"playing, loudly",train\n')
+    assert data.read_vggsound(file) == [("abc", 30, "playing, loudly", "train")]
+    with pytest.raises(ValueError, match=r"line 1: .* is not id, start, label, split"):
+        data.read_vggsound(write(tmp_path / "bad.csv", "abc,soon,dog,train\n"))
+
+
 @needs_real
 def test_public_annotation_files():
     """Counts measured in the published files, and the two ceilings that follow from them."""
@@ -131,18 +138,35 @@ def test_log_mel_has_the_published_shape_and_scale():
         repeat_to(torch.zeros(1, 0), 10)
 
 
-def video(path, seconds=3.0, sound=3.0, rate=32_000):
+def test_log_mel_is_the_published_pipeline():
+    """The same steps with NumPy and transformers' own filter bank: power of a Hann-windowed STFT, Slaney bands, dB."""
+    from transformers.audio_utils import mel_filter_bank
+
+    wave = np.random.default_rng(0).normal(0, 0.1, 32_000)
+    padded = np.pad(wave, 512, mode="reflect")
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, 1024)[::320] * window
+    power = np.abs(np.fft.rfft(frames, axis=1)) ** 2
+    bank = mel_filter_bank(513, 64, 50.0, 14_000.0, 32_000, norm="slaney", mel_scale="slaney")
+    want = 10 * np.log10(np.maximum(power @ bank, 1e-10))
+    got = LogMel()(torch.from_numpy(wave).float()[None])[0, 0].numpy()
+    assert got.shape == want.shape == (101, 64)
+    assert np.abs(got - want).max() < 1e-2  # dB, of about 60
+
+
+def video(path, seconds=3.0, sound=3.0, rate=32_000, noise=False):
     import av
 
+    random = np.random.default_rng(0)
     with av.open(str(path), "w") as file:
         picture = file.add_stream("mpeg4", rate=4)
-        picture.width = picture.height = 32
+        picture.width = picture.height = 64 if noise else 32
         track = file.add_stream("aac", rate=rate) if sound else None
         for k in range(int(seconds * 4)):
-            frame = av.VideoFrame.from_ndarray(
-                np.full((32, 32, 3), 20 * (k // 4) + 20, np.uint8), format="rgb24"
-            )
-            file.mux(picture.encode(frame))
+            shown = np.full((32, 32, 3), 20 * (k // 4) + 20, np.uint8)
+            if noise:
+                shown = random.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            file.mux(picture.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
         file.mux(picture.encode())
         if track is not None:
             wave = np.sin(2 * np.pi * 440 * np.arange(int(sound * rate)) / rate).astype(np.float32)
@@ -176,6 +200,26 @@ def test_clip_says_what_is_wrong(tmp_path):
     broken.write_bytes(b"not a video")
     with pytest.raises(ValueError, match=r"broken\.mp4 cannot be decoded"):
         read_clip(broken)
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    ("half", r"damaged\.mp4: the frame at 1\.2 s is corrupt"), ("all", r"damaged\.mp4 cannot be decoded"),
+])  # fmt: skip
+def test_a_corrupt_frame_is_not_used(tmp_path, damage, message):
+    """Real damage: the bytes of one frame in the middle of the file."""
+    import av
+
+    whole = video(tmp_path / "whole.mp4", noise=True)
+    content = bytearray(whole.read_bytes())
+    with av.open(str(whole)) as file:
+        at = [(p.pos, p.size) for p in file.demux(video=0) if p.size][5]
+    start = at[0] + (at[1] // 2 if damage == "half" else 0)
+    stop = sum(at)
+    content[start:stop] = np.random.default_rng(1).integers(0, 256, stop - start, dtype=np.uint8).tobytes()
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    assert read_clip(whole, segments=3).frames.shape == (3, 3, 64, 64)
+    with pytest.raises(ValueError, match=message):
+        read_clip(tmp_path / "damaged.mp4", segments=3)
 
 
 def test_world_binds_and_nothing_else_does():

@@ -219,6 +219,32 @@ def test_published_switches_change_what_they_say(root, monkeypatch):
     assert trained(towers_in_training_mode=True)["statistics"] is True
 
 
+def test_published_switches_reach_heads_and_towers(root, monkeypatch):
+    """`run` hands each switch to the part that it changes; all are off by default."""
+    monkeypatch.setenv("COMPANION_DATA", str(root))
+    seen = {}
+    monkeypatch.setattr(full, "train", lambda model, *rest, **more: seen.update(model=model) or {})
+
+    def model(task, **switch):
+        few = task.startswith("few")
+        made = full.Parts(FRONT, clip=clip_and_clap) if few else parts(task)
+        change = {"shots": 1} if few else {}
+        full.run(task, parts=made, published=full.Published(**switch), **change)
+        return seen["model"]
+
+    assert not model("ave").as_published
+    assert model("ave", double_sigmoid=True).as_published
+    assert not model("avvp").head.as_published
+    assert model("avvp", ungated_audio=True).head.as_published
+    heard = [any(p.requires_grad for p in model("avs-s4", train_hearing=on).encoder.audio.parameters())
+             for on in (False, True)]  # fmt: skip
+    assert heard == [False, True]
+    assert not any(p.requires_grad for p in seen["model"].encoder.visual.parameters())
+    monkeypatch.setitem(full.PRESETS, "few-shot", PromptConfig(reduction=4, tokens=2, gamma=0.05))
+    assert not model("few-shot").model.as_published
+    assert model("few-shot", raw_clap_scale=True).model.as_published
+
+
 def test_learning_rates_are_the_published_ones():
     ave, few = full.PROTOCOLS["ave"], full.PROTOCOLS["few-shot"]
     assert [ave.rate(e) / ave.lr for e in (1, 3, 4, 7)] == pytest.approx([1, 1, 0.35, 0.35**2])
@@ -373,6 +399,8 @@ def test_extraction_resumes_and_checks(tmp_path):
         file.write('{"video": "cut')  # killed while writing
     (out / "waves" / "a.npy").unlink()
     assert extract.extract(raw, out, segments=2)["done"] == ["a.mp4"]
+    assert [json.loads(x)["video"] for x in (out / "manifest.jsonl").read_text().splitlines() if "}" in x] == [
+        "a.mp4", "b.mp4", "a.mp4"]  # fmt: skip
     (out / "waves" / "b.npy").write_bytes(b"damaged")
     assert extract.extract(raw, out, segments=2)["done"] == []  # files exist
     assert extract.extract(raw, out, segments=2, verify=True)["done"] == ["b.mp4"]  # contents are wrong
@@ -380,6 +408,25 @@ def test_extraction_resumes_and_checks(tmp_path):
         extract.extract(tmp_path / "empty", out)
     with pytest.raises(ValueError, match="stride 0"):
         extract.extract(raw, out, stride=0)
+    (raw / "a.avi").write_bytes(b"another a")
+    with pytest.raises(ValueError, match=r"a\.avi and a\.mp4 would be extracted to the same folder"):
+        extract.extract(raw, out)
+
+
+def test_extraction_command_says_what_it_did(tmp_path, capsys):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    video(raw / "slow.mp4", seconds=2, sound=2, rate=16_000)
+    video(raw / "short.mp4", seconds=2, sound=1)
+    arguments = [str(raw), str(tmp_path / "out"), "--segments", "2", "--jobs", "1"]
+    assert extract.main(arguments) == 1
+    said = capsys.readouterr().out
+    assert "1 videos extracted, 0 were there, 1 failed; 1 sounds were resampled to 32 kHz" in said
+    assert "FAILED short.mp4: short.mp4: sound lasts 1." in said
+    assert extract.main([*arguments, "--allow-short"]) == 0
+    assert extract.manifest(tmp_path / "out")["short.mp4"]["silence_s"] > 0.9
+    assert extract.main([str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
+    assert "holds no video" in capsys.readouterr().err
 
 
 def test_extraction_in_parallel_gives_the_same_files(tmp_path):

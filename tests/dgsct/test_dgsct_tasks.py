@@ -3,6 +3,7 @@
 import io
 import tarfile
 import wave
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,6 +182,15 @@ def test_counts_are_those_of_the_published_classes(task, variant, total, trainab
     assert round(found["trainable"], 2) == trainable
 
 
+@pytest.mark.parametrize(
+    ("task", "gamma"), [("ave", 0.1), ("avvp", 0.05), ("avs-s4", 0.05), ("avs-ms3", 0.1)]
+)
+def test_temporal_gates_weigh_as_published(task, gamma):
+    with torch.device("meta"):
+        assert cost.build(task)[1].gamma == gamma
+        assert cost.build(task, "no-temporal")[1].gamma == 0
+
+
 def test_cost_says_what_is_wrong():
     with pytest.raises(ValueError, match="task is 'avx'"):
         cost.build("avx")
@@ -249,6 +259,40 @@ def test_localiser_reads_every_segment():
         events.small("shuffled")
 
 
+def test_told_pools_the_quadrant_that_sounds_and_nothing_else():
+    training.seed_everything(0)
+    source = events.small_data(6, seed=2)
+    where = events.quadrants(source)
+    inside = source.labels < 6
+    assert torch.equal(where.any(2), inside)
+    assert torch.equal(where.sum(2) == 1, inside)
+    model = events.small("told").eval()
+    first, segment = torch.nonzero(inside)[0].tolist()
+    quadrant = int(where[first, segment].int().argmax())
+    grid = torch.zeros(4, 4, dtype=torch.bool)
+    row, column = divmod(quadrant, 2)
+    grid[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = True
+    seen = {}
+    model.head.register_forward_pre_hook(lambda module, inputs: seen.update(v=inputs[0]))
+    with torch.no_grad():
+        model(source.images, source.sounds, where)
+        tokens = model.encode(source.images, source.sounds).visual.view(*where.shape[:2], 16, -1)
+    assert torch.allclose(
+        seen["v"][first, segment], tokens[first, segment][grid.flatten()].mean(0), atol=1e-6
+    )
+    quiet = torch.nonzero(~inside)[0].tolist()
+    assert torch.allclose(seen["v"][tuple(quiet)], tokens[tuple(quiet)].mean(0), atol=1e-6)
+
+
+def test_where_the_map_looks_is_measured_inside_events():
+    source = events.small_data(6, seed=2)
+    model = events.small("late-fusion")
+    with torch.no_grad():  # a flat map
+        model.encoder.score_visual.weight.zero_()
+    found = events.evaluate(model, source)
+    assert found["mass"] == pytest.approx(25, abs=1e-3)
+
+
 # --- the other tasks on the procedural world, and digits -----------------------------------------------
 
 
@@ -277,6 +321,9 @@ def test_questions_can_be_answered_from_what_is_shown():
         if text == "what colour sounds":
             assert kinds[n] == ("Audio-Visual", "Attribute")
             assert parsing.ANSWERS[answers[n]] == world.COLOURS[data.colours[n, data.source[n]]]
+        if text == "is what sounds left":
+            assert kinds[n] == ("Audio-Visual", "Location")
+            assert parsing.ANSWERS[answers[n]] == ("yes" if data.source[n] in (0, 2) else "no")
         if text == "how many heard":
             assert parsing.ANSWERS[answers[n]] == ["zero", "one", "two"][data.audible[n].any(1).sum()]
 
@@ -285,6 +332,8 @@ def test_unseen_pairs_are_unseen_but_their_words_are_not():
     seen, unseen = parsing.PAIRS[: -parsing.HELD_OUT], parsing.PAIRS[-parsing.HELD_OUT :]
     assert not set(seen) & set(unseen)
     assert {c for c, _ in seen} == {s for _, s in seen} == set(range(6))
+    for pairs in (seen, unseen):  # what is heard tells the shape, and leaves three pairs to choose from
+        assert [sum(s == shape for _, s in pairs) for shape in range(6)] == [3] * 6
     train = parsing.source("zero-shot", 60, 0)
     test = parsing.source("zero-shot", 60, 0, held_out=True)
     assert len(train) + len(test) == 60
@@ -376,19 +425,24 @@ def test_unit_equals_the_published_operations(name, training_mode):
             assert a is None or float((a - b).abs().max()) < 1e-4 * largest
 
 
-@pytest.mark.parametrize("name", ["ave", "avvp", "avqa", "few-shot"])
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("sizes", [(144, 64, 64, 96), (36, 64, 64, 96)])
 @pytest.mark.parametrize("training_mode", [False, True])
-def test_fused_unit_is_the_unit(name, training_mode):
+def test_fused_unit_is_the_unit(name, sizes, training_mode):
+    """Outputs and gradients, where the guide is never formed (144 tokens) and where it is (36, many latent tokens)."""
     for seed in range(2):
         torch.manual_seed(seed)
         config = PRESETS[name]
-        u = busy(CrossModalPrompt(36, 64, 64, 96, config)).train(training_mode)
-        fused = fast.FastPrompt(36, 64, 64, 96, config).train(training_mode)
+        u = busy(CrossModalPrompt(*sizes, config)).train(training_mode)
+        fused = fast.FastPrompt(*sizes, config).train(training_mode)
+        assert fused.short == (sizes[0] == 144 or config.tokens == 2)
+        assert list(fused.state_dict()) == list(u.state_dict())
         fused.load_state_dict(u.state_dict())
-        x, g = torch.randn(20, 36, 64), torch.randn(20, 64, 96)
+        x, g = torch.randn(20, *sizes[:2]), torch.randn(20, *sizes[2:])
         (y, a), (z, b) = u(x, g), fused(x, g)
         assert (y - z).abs().max() < 2e-5
         assert (a.pool - b.pool).abs().max() < 1e-6
+        assert (a.channel - b.channel).abs().max() < 1e-6
         (y.square().sum() + a.pool.sum()).backward()
         (z.square().sum() + b.pool.sum()).backward()
         largest = max(float(p.grad.abs().max()) for p in u.parameters() if p.grad is not None)
@@ -396,6 +450,40 @@ def test_fused_unit_is_the_unit(name, training_mode):
         for key, p in u.named_parameters():
             if p.grad is not None:
                 assert float((p.grad - theirs[key].grad).abs().max()) < 1e-4 * largest
+
+
+@pytest.mark.parametrize("off", ["latent", "channel", "spatial"])
+def test_fused_unit_leaves_out_what_the_unit_leaves_out(off):
+    torch.manual_seed(0)
+    config = replace(PRESETS["few-shot"], **{off: False})
+    u = busy(CrossModalPrompt(144, 64, 64, 96, config, gated=False)).eval()
+    fused = fast.FastPrompt(144, 64, 64, 96, config, gated=False).eval()
+    fused.load_state_dict(u.state_dict())
+    x, g = torch.randn(20, 144, 64), torch.randn(20, 64, 96)
+    with torch.no_grad():
+        (y, a), (z, b) = u(x, g), fused(x, g)
+    assert (y - z).abs().max() < 2e-5
+    assert (a.pool - b.pool).abs().max() < 1e-6
+    assert (a.channel is None) == (b.channel is None)
+
+
+def test_fused_unit_starts_silent():
+    """Gates at 0: the residual is exactly 0, as that of the unit."""
+    unit = fast.FastPrompt(144, 64, 64, 96)
+    assert not unit(torch.randn(4, 144, 64), torch.randn(4, 64, 96))[0].any()
+
+
+def test_times_of_a_model_are_weighted_by_its_units():
+    one = {"plain_ms": 4.0, "ours_ms": 2.0, "output": 1e-6, "gradient": 2e-6}
+    found = {(s, side): dict(one) for s in plain.STAGES for side in ("visual", "audio")}
+    found[3, "audio"] |= {"ours_ms": 1.0, "output": 1e-5}
+    out = plain.summary(found)
+    assert out["visual-ratio"] == 2
+    # 24 audio units, 12 of them in stage 3
+    assert out["audio-ratio"] == pytest.approx(24 * 4 / (12 * 2 + 12 * 1))
+    assert out["ratio"] == pytest.approx(48 * 4 / (36 * 2 + 12 * 1))
+    assert (out["apart"], out["gradient"]) == (1e-5, 2e-6)
+    assert plain.summary({(2, "visual"): one, (2, "audio"): one})["visual-plain_ms"] == 4
 
 
 def test_fusing_a_model_keeps_weights_and_outputs():
@@ -416,5 +504,5 @@ def test_fusing_a_model_keeps_weights_and_outputs():
         got = encoder(images, sounds)
     assert torch.allclose(got.visual, want.visual, atol=1e-4)
     assert torch.allclose(got.pool_audio, want.pool_audio, atol=1e-5)
-    with pytest.raises(ValueError, match="fusing needs remap 'conv'"):
-        fast.FastPrompt(36, 64, 64, 96, PRESETS["avs-s4"])
+    with pytest.raises(ValueError, match="given 36 and 16"):
+        fast.FastPrompt(64, 64, 64, 96)(torch.zeros(1, 16, 64), torch.zeros(1, 36, 96))

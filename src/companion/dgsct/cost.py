@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from companion import records
+from companion.dgsct import fast
 from companion.dgsct.masks import AVSHead
 from companion.dgsct.model import PRESETS, DualGuidedEncoder
 from companion.dgsct.tasks import AVEHead, AVQAHead, AVVPHead
@@ -43,7 +44,11 @@ def build(task: str, variant: str = "dg-sct") -> tuple[nn.Module, nn.Module | No
                                 to_visual=units, to_audio=units)  # fmt: skip
     if clip:
         return encoder, None
-    settings: dict[str, Any] = {"gamma": 0.0} if variant == "no-temporal" and task != "avqa" else {}
+    settings: dict[str, Any] = (
+        {"gamma": 0.1} if task == "avs-ms3" else {}
+    )  # the other heads' defaults are theirs
+    if variant == "no-temporal" and task != "avqa":
+        settings = {"gamma": 0.0}
     return encoder, HEADS[task](**settings)
 
 
@@ -160,11 +165,12 @@ def dry_run(parameters: dict[str, Any]) -> dict[str, Any]:
     """Build the full-size model with random weights and take one training step on random inputs.
 
     Args:
-        parameters: `task`, and optionally `variant`, `segments` (default 10) and `batch` (default 1 video).
+        parameters: `task`, and optionally `variant`, `segments` (default 10), `batch` (default 1 video) and `fused`
+            (units of `companion.dgsct.fast`; default false).
 
     Returns:
-        Counts in millions, frames, seconds of the forward pass, of the backward pass and of the optimiser's step,
-        and peak memory in MiB.
+        Counts in millions, frames, seconds of the forward pass, of the backward pass and of the whole step with its
+        optimiser, CPU threads, and peak memory in MiB.
     """
     task, variant = parameters["task"], parameters.get("variant", "dg-sct")
     segments, batch = int(parameters.get("segments", 10)), int(parameters.get("batch", 1))
@@ -172,7 +178,10 @@ def dry_run(parameters: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     size = 192 if task in HEADS else 224
     steps = 501 if task.startswith("avs") else 1001
-    model = step_model(task, variant).to(device).train()
+    model = step_model(task, variant)
+    if parameters.get("fused"):
+        fast.fuse(model)
+    model.to(device).train()
     images = torch.randn(batch, segments, 3, size, size, device=device)
     sounds = torch.randn(batch, segments, 1, steps, 64, device=device)
     example = {"images": images, "sounds": sounds} | targets(task, batch, segments, device)
@@ -189,14 +198,16 @@ def dry_run(parameters: dict[str, Any]) -> dict[str, Any]:
     return {"task": task, "variant": variant, "frames": batch * segments, "parameters_m": round(_size(model) / 1e6, 2),
             "trainable_m": round(trained / 1e6, 2), "trainable_share": round(100 * trained / _size(model), 2),
             "loss": round(float(loss.detach()), 3), "forward_s": round(clock[1] - clock[0], 2),
-            "backward_s": round(clock[2] - clock[1], 2), "step_s": round(clock[3] - clock[0], 2), "peak_rss_mib": memory["rss_mib"],
+            "backward_s": round(clock[2] - clock[1], 2), "step_s": round(clock[3] - clock[0], 2),
+            "threads": torch.get_num_threads(), "peak_rss_mib": memory["rss_mib"],
             "peak_device_mib": memory["device_mib"]}  # fmt: skip
 
 
 def _now(device: str) -> float:
+    """Seconds; with one CPU thread those of this process, which other processes do not lengthen."""
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def step_model(task: str, variant: str = "dg-sct") -> nn.Module:
@@ -205,6 +216,8 @@ def step_model(task: str, variant: str = "dg-sct") -> nn.Module:
 
     if task in HEADS:
         encoder, head = build(task, variant)
+        if task == "avs-s4":
+            encoder.audio.requires_grad_(True)  # as the published script trains it, and as `count` counts
         if task.startswith("avs"):
             return full.AVSModel(encoder, head, task)
         return {"ave": full.AVEModel, "avvp": full.AVVPModel, "avqa": full.AVQAModel}[task](encoder, head)

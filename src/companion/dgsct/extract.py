@@ -17,12 +17,15 @@ import io
 import json
 import os
 import sys
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
 
@@ -97,7 +100,7 @@ def extract(videos: Path | str, out: Path | str, segments: int = 10, stride: int
         A dictionary with `done` (names), `there` (how many were), `failed` (name to sentence) and `resampled` (how many).
 
     Raises:
-        ValueError: no videos in the folder, or a number that makes no sense.
+        ValueError: no videos in the folder, two of the same name, or a number that makes no sense.
     """
     videos, out = Path(videos), Path(out)
     if min(segments, stride, jobs) < 1:
@@ -105,6 +108,9 @@ def extract(videos: Path | str, out: Path | str, segments: int = 10, stride: int
     found = sorted(p for p in videos.iterdir() if p.suffix.lower() in SUFFIXES) if videos.is_dir() else []
     if not found:
         raise ValueError(f"{videos} holds no video ({', '.join(SUFFIXES)})")
+    stems = Counter(p.stem for p in found)
+    if twice := [p.name for p in found if stems[p.stem] > 1]:
+        raise ValueError(f"{' and '.join(twice[:2])} would be extracted to the same folder; rename one")
     known = manifest(out)
     wanted = {"segments": segments, "stride": stride}
     todo = []
@@ -118,30 +124,40 @@ def extract(videos: Path | str, out: Path | str, segments: int = 10, stride: int
         ):
             todo.append(path)
     out.mkdir(parents=True, exist_ok=True)
+    listed = out / "manifest.jsonl"
+    if listed.is_file() and not listed.read_bytes().endswith(
+        b"\n"
+    ):  # killed inside a line: leave it alone there
+        with open(listed, "a", encoding="utf-8") as log:
+            log.write("\n")
     done, failed, resampled = [], {}, 0
-    with open(out / "manifest.jsonl", "a", encoding="utf-8") as log:
+    with (
+        open(listed, "a", encoding="utf-8") as log,
+        tqdm(total=len(todo), desc="extraction", unit="video", mininterval=1.0, disable=None) as bar,
+    ):
 
-        def finish(entry: dict[str, Any]) -> None:
+        def finish(path: Path, result: Callable[[], dict[str, Any]]) -> None:
             nonlocal resampled
-            resampled += entry["resampled_from"] is not None
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
-            done.append(entry["video"])
+            try:
+                entry = result()
+            except ValueError as error:
+                failed[path.name] = str(error)
+            else:
+                resampled += entry["resampled_from"] is not None
+                log.write(json.dumps(entry) + "\n")
+                log.flush()
+                done.append(entry["video"])
+            bar.update()
 
+        options = (out, segments, stride, allow_short)
         if jobs == 1:
             for path in todo:
-                try:
-                    finish(one(path, out, segments, stride, allow_short))
-                except ValueError as error:
-                    failed[path.name] = str(error)
+                finish(path, lambda path=path: one(path, *options))
         else:
             with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-                running = {pool.submit(one, p, out, segments, stride, allow_short): p for p in todo}
+                running = {pool.submit(one, path, *options): path for path in todo}
                 for future in as_completed(running):
-                    try:
-                        finish(future.result())
-                    except ValueError as error:
-                        failed[running[future].name] = str(error)
+                    finish(running[future], future.result)
     lines = "".join(json.dumps({"video": k, "why": v}) + "\n" for k, v in sorted(failed.items()))
     _write(out / "failed.jsonl", lines.encode())
     return {"done": sorted(done), "there": len(found) - len(todo), "failed": failed, "resampled": resampled}

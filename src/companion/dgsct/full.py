@@ -1,8 +1,7 @@
 """Training on the public sets: every task with its head, loss, metric and protocol, from files to test numbers.
 
-What the published scripts do differently is off by default and one switch each (`Published`): choosing the epoch on
-the test split, encoders in training mode, gradients thrown away, spectrograms mixed without their labels. The
-towers and the front end are arguments, so that the same loops run on small ones.
+What the published scripts do differently is off by default and one switch each (`Published`). The towers and the front
+end are arguments, so that the same loops run on small ones.
 """
 
 from __future__ import annotations
@@ -66,10 +65,15 @@ class Published:
 
     select_on_test: bool = False  # AVE, AVS, few-shot: the epoch with the best test result is the result
     towers_in_training_mode: bool = False  # drop-path on, running statistics of HTS-AT's BatchNorm move
-    throw_away_gradients: bool = (
-        False  # AVE: gradients are cleared every batch, the optimiser steps every second
+    train_hearing: bool = False  # S4: only Swin is frozen, HTS-AT is trained
+    # AVE: gradients are cleared every batch, the optimiser steps every second
+    throw_away_gradients: bool = False
+    double_sigmoid: bool = (
+        False  # AVE: the gates' product, a probability, goes through another sigmoid in the loss
     )
     mixup: bool = False  # AVVP, AVS, AVQA: each spectrogram mixed with the reversed batch's, labels unmixed
+    ungated_audio: bool = False  # AVVP: the temporally gated sound is thrown away
+    raw_clap_scale: bool = False  # few- and zero-shot: CLAP's cosines times the logarithm of its scale
 
 
 # --- models: one class per kind of head, each with `loss` and `read` -----------------------------------
@@ -400,7 +404,11 @@ def run(task: str, variant: str = "dg-sct", *, seed: int = 0, shots: int = 0, ta
     make = {"ave": AVEModel, "avvp": AVVPModel, "avqa": AVQAModel}.get(task)
     model = make(encoder, head) if make else AVSModel(encoder, head, task)
     if task == "ave":
-        model.as_published = published.throw_away_gradients
+        model.as_published = published.double_sigmoid
+    if task == "avvp":
+        head.as_published = published.ungated_audio
+    if task == "avs-s4" and published.train_hearing:
+        encoder.audio.requires_grad_(True)
     if task == "avqa":
         splits["train"].negatives = True
         _ground(model, splits["train"], seed, protocol)
@@ -459,7 +467,8 @@ def _prompted(task: str, variant: str, seed: int, shots: int, target: str, data:
         val, names = media.LLP("val", front, motion=False), LLP_CLASSES
     seen, heard, clip_words, clap_words = parts.clip() if parts and parts.clip else hub_clip(clip, clap)
     model = FewShot(seen, heard, tokenised(names, clip_words, clap_words), PRESETS[task],
-                    fusion="ratio" if task == "zero-shot" else "sum", units=variant == "dg-sct")  # fmt: skip
+                    fusion="ratio" if task == "zero-shot" else "sum", as_published=published.raw_clap_scale,
+                    units=variant == "dg-sct")  # fmt: skip
     wrapped = PromptModel(model, segments)
 
     def test(m: nn.Module) -> dict[str, float]:
