@@ -58,6 +58,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
 
 from companion import datasets, plotting, records, tables, training
 from companion.newscap import (
@@ -73,6 +74,7 @@ from companion.newscap import (
 )
 
 plotting.theme()
+logging.disable_progress_bar()  # transformers' bars for loading and saving weights
 cell = tables.cell("newscap", table, row, column, scale)
 run = records.Run(cell, seed, record_dir)
 p = run.parameters

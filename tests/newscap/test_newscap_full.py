@@ -6,6 +6,7 @@ world stands where GoodNews and NYTimes800k would. The notebook's code is the on
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -235,7 +236,11 @@ def test_the_command_runs_for_everybody_with_a_captioner_of_the_news_world(tmp_p
                          clip=pipe.WORLD, num_beams=2, max_length=12)  # fmt: skip
     call = [str(tmp_path / "captioner"), str(tmp_path / "photo.png"), str(tmp_path / "article.txt")]
     assert main([*call, "--draw", str(tmp_path / "rule.png")]) == 0
-    rule = Rule.from_json(capsys.readouterr().out.splitlines()[1])
+    caption, told, *supports = capsys.readouterr().out.splitlines()
+    rule = Rule.from_json(told)
+    # a line of the audit for every person and place of the caption
+    assert len(supports) == len(reduced.find_names(caption)) > 0
+    assert all(re.fullmatch(r"  .+ \((PER|LOC)\): (rule, \w+|article|nothing)", line) for line in supports)
     assert str(rule) == str(reduced.predicted_rules([item], reduced.situations())[0])
     assert rule.boxes
     drawn = Image.open(tmp_path / "rule.png").convert("RGB")
