@@ -92,6 +92,8 @@ if real:
     from transformers import AutoTokenizer, BartForConditionalGeneration
 
     matcher_of_captions = metrics.Spacy("en_core_web_lg")
+    if not corpus.need_meteor():
+        print("METEOR stays undefined: COMPANION_METEOR_JAR or Java is missing")
     tokenizer = AutoTokenizer.from_pretrained(p["bart"])
     bart = BartForConditionalGeneration.from_pretrained(p["bart"])
     corpus.add_markers(tokenizer, bart)

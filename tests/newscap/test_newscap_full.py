@@ -45,6 +45,7 @@ def shelf(tmp_path_factory, ner, clip, checkout):
 def at_work(shelf, checkout, tmp_path, monkeypatch):
     """Work in the shelf, with GoodNews (the news world in its format, one image broken) and CoFormer in COMPANION_DATA."""
     monkeypatch.chdir(shelf)
+    monkeypatch.delenv("COMPANION_METEOR_JAR", raising=False)
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
     monkeypatch.setattr(metrics, "Spacy", lambda model: reduced.gazetteer())
     (tmp_path / "coformer").symlink_to(checkout)
@@ -110,6 +111,18 @@ def test_what_is_missing_is_said_before_anything_is_computed(at_work, monkeypatc
     monkeypatch.setattr(metrics, "Spacy", SPACY)
     with pytest.raises(ValueError, match="spaCy model 'en_core_web_lg' cannot be loaded"):
         execute(table="ablation", row="zero-shot", column="goodnews", scale="full")
+
+
+def test_a_meteor_jar_that_does_not_run_is_found_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.delenv("COMPANION_METEOR_JAR", raising=False)
+    assert not corpus.need_meteor()
+    (tmp_path / "java").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "java").chmod(0o755)
+    (tmp_path / "meteor-1.5.jar").write_bytes(b"")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("COMPANION_METEOR_JAR", str(tmp_path / "meteor-1.5.jar"))
+    with pytest.raises(ValueError, match="does not run; it needs its folder data beside it and Java"):
+        corpus.need_meteor()
 
 
 def test_every_full_cell_has_a_model_that_can_be_built():

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from companion import datasets, training
-from companion.newscap import data, frontend
+from companion.newscap import data, frontend, metrics
 from companion.newscap.model import RuleBart
 from companion.newscap.pipeline import NewsCaptioner, spell_batch
 from companion.newscap.rule import MARKERS, Entity, Rule, RuleError, role_class
@@ -55,6 +55,15 @@ def read_set(name: str, split: str, count: Callable[[str], int] = data.words) ->
     if dropped:
         print(f"{name}, {split}: {len(dropped)} items have no caption or no image file and are left out")
     return items
+
+
+def need_meteor() -> bool:
+    """Whether METEOR will be computed, asked before the training. Raises ValueError for a jar that does not run."""
+    try:
+        return metrics.meteor(["a caption"], ["a caption"]) is not None
+    except (ValueError, OSError) as error:
+        raise ValueError("METEOR's jar (COMPANION_METEOR_JAR) does not run; it needs its folder data beside it and Java, or "
+                         f"leave the variable unset ({type(error).__name__})") from None  # fmt: skip
 
 
 # --- what is made once -------------------------------------------------------------------------------

@@ -170,7 +170,9 @@ def _world_stages() -> tuple[Any, Any, Any, Callable[[Any], torch.Tensor]]:
             fresh = super().read(article)
             return lambda image, situation, entities: fresh(pixels(image), situation, entities)
 
-    def names(text: str) -> list[Any]:  # an article says who wears what; in a caption (for the audit) names stand alone
+    def names(
+        text: str,
+    ) -> list[Any]:  # an article says who wears what; in a caption (for the audit) names stand alone
         return frontend.WorldNames()(text) or reduced.find_names(text)
 
     return names, lambda image: stage(pixels(image)), Match(stage), vectors
