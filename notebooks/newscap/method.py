@@ -421,11 +421,12 @@ limits = axes[0].set_ylim(0, 103)
 # |---|---|---|
 # | names | a multilingual DistilBERT, PER / ORG / LOC (a summary) | any token classifier; in the news world two patterns |
 # | entity filter | CLIP, fine-tuned (a summary) | `ClipMatcher`, `fit` with InfoNCE and hard negatives; in the news world coats |
-# | action, roles | situation recognition; network not named | any network with CoFormer's outputs, or zero-shot CLIP; in the news world a small CNN |
+# | action, roles | situation recognition; network not named | CoFormer (or any network with its outputs) at full size, zero-shot CLIP as an ablation; in the news world a small CNN |
 # | entity to role | not known | by type, then score, one to one (`fill_roles`) |
 # | injection | prefix-tuning, last three encoder layers (a summary) | `layers="last3"`; keys and values from an MLP (`mlp_kv`) or the layer's own projections (`proj_hidden`) |
-# | which of the two | not known | the reduced tables use `proj_hidden`, which learns in fewer steps; `mlp_kv` is the default at full size |
+# | which of the two | not known | the news world's tables use `proj_hidden`, which learns in fewer steps, and have `mlp_kv` as rows; at full size it is the other way round |
 # | image | not known | one CLIP vector to 20 positions by ClipCap's mapper (`mapper="clipcap"`, the nearest published system's); in the news world ten vectors of the small CNN |
+# | size, training, decoding | not known | bart-large with the recipe of the nearest published system (VACNIC), bart-base as a row |
 # | decoder | not mentioned | untouched; `where="decoder"` and `where="cross"` are comparisons of ours |
 #
 # **Traps.** `peft`'s prefix tuning cannot do this: for encoder-decoder models its prefix travels in the decoder's cache and
@@ -441,8 +442,9 @@ limits = axes[0].set_ylim(0, 103)
 #
 # <details><summary>Solutions</summary>
 #
-# 1. The day and, after longer training, the verb and the kind of place: the article holds the day, and the image vectors
-#    hold verb, coats and place. Names need the article *and* the image, which takes far longer to learn.
+# 1. The day, which the article holds, and after longer training the verb, which the image vectors hold. A place is then a
+#    guess among the article's two. People need a step between article and image (who wears which coat?) that the rule
+#    takes in the front end: the row "article and image" of [conditions](conditions.ipynb) shows how little is left.
 # 2. Less often the new name than with an edit inside the article: the decoder sees only the states of article and image
 #    tokens, and the rule has to write the name into them. See "outside" in [control](control.ipynb).
 # 3. It equals plain BART with these weights, which were trained to rely on the rule; expect it to be worse.

@@ -9,69 +9,12 @@ from companion.newscap import corpus
 from companion.newscap import frontend as f
 from companion.newscap.rule import MARKERS, Entity, Frames, Rule
 
-WORDS = ["ana", "torres", "leo", "park", "met", "in", "corvo", ".", "a", "photo", "of", "as", "the"]
-
-
-@pytest.fixture(scope="module")
-def ner(tmp_path_factory):
-    """A token classifier that calls every "ana" and "torres" a person, whatever stands around."""
-    from transformers import BertTokenizerFast, DistilBertConfig, DistilBertForTokenClassification
-
-    folder = tmp_path_factory.mktemp("ner")
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
-    names = ["O", "B-PER", "I-PER"]
-    config = DistilBertConfig(vocab_size=5 + len(WORDS), dim=16, n_layers=1, n_heads=2, hidden_dim=16, max_position_embeddings=32,
-                              id2label=dict(enumerate(names)), label2id={n: k for k, n in enumerate(names)})  # fmt: skip
-    model = DistilBertForTokenClassification(config).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.zero_()
-        # layer norms pass the token's own embedding on; three orthogonal codes
-        for module in model.modules():
-            if isinstance(module, torch.nn.LayerNorm):
-                module.weight.fill_(1.0)
-        table = model.distilbert.embeddings.word_embeddings.weight
-        table[:, 0], table[:, 1] = 4.0, -4.0
-        table[5], table[6] = 0.0, 0.0
-        table[5, 2], table[5, 3], table[6, 4], table[6, 5] = 4.0, -4.0, 4.0, -4.0
-        model.classifier.weight[0, 0] = model.classifier.weight[1, 2] = model.classifier.weight[2, 4] = 5.0
-    model.save_pretrained(folder)
-    return str(folder)
-
 
 def test_names_beyond_the_first_window_are_found(ner):
     find = f.TokenClassifierNames(ner, window=32, overlap=8)
     article = "leo met park in corvo . " * 12 + "Ana Torres met leo ."
     assert [(e.text, e.type) for e in find(article)] == [("Ana Torres", "PER")]
     assert find("leo met park .") == []
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """A CLIP with random weights of width 16, its image processor and a tokenizer with a few words."""
-    import json
-
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
-
-    folder = tmp_path_factory.mktemp("clip")
-    letters = [*map(chr, range(97, 123)), ".", ":"]
-    vocab = ["<|startoftext|>", *letters, *[c + "</w>" for c in letters], "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({w: k for k, w in enumerate(vocab)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizerFast(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=24
-    ).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        folder
-    )
-    text = {"vocab_size": len(vocab), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": len(vocab) - 1, "pad_token_id": len(vocab) - 1}  # fmt: skip
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
-              "patch_size": 16}  # fmt: skip
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
-    return str(folder)
 
 
 def picture(seed):

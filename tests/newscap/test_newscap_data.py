@@ -33,6 +33,21 @@ def test_goodnews(tmp_path):
     assert [i.id for i in d.goodnews(tmp_path, "valid")] == ["4fd2a7_3"]
 
 
+def test_goodnews_items_that_lack_something_are_refused_or_left_out(tmp_path):
+    write(tmp_path / "captioning_dataset.json", {
+        "a": {"images": {"0": "Ana", "1": " ", "2": None}, "headline": {"main": "H"}, "article": "Text."},
+        "b": {"images": {"0": "Leo"}, "headline": {"main": "H"}, "article": None}})  # fmt: skip
+    write(tmp_path / "img_splits.json", dict.fromkeys(("a_0", "a_1", "a_2", "b_0"), "train"))
+    with pytest.raises(d.DataError, match="image a_1 has no caption; training items need one"):
+        list(d.goodnews(tmp_path))
+    assert [i.id for i in d.goodnews(tmp_path, missing="skip")] == ["a_0"]
+    write(tmp_path / "img_splits.json", {"b_0": "test"})
+    with pytest.raises(d.DataError, match="article b is empty"):
+        list(d.goodnews(tmp_path))
+    with pytest.raises(ValueError, match="choose refuse or skip"):
+        list(d.goodnews(tmp_path, missing="drop"))
+
+
 def section(kind, text, **more):
     return {"type": kind, "text": text, **more}
 
@@ -162,10 +177,9 @@ def test_nytimes_in_each_export(tmp_path, form):
 
         pq.write_table(pa.Table.from_pylist([ARTICLE, foreign]), path)
     items = list(d.nytimes(path, tmp_path / "images_processed"))
-    assert [(i.id, i.split, i.caption) for i in items] == [
-        ("h7", "valid", "The caption"),
-        ("h8", "valid", "Other"),
-    ]
+    assert [(i.split, i.caption) for i in items] == [("valid", "The caption"), ("valid", "Other")]
+    assert [i.id.endswith(f"_{k}") for i, k in zip(items, (2, 5), strict=True)] == [True, True]
+    assert len({i.id for i in items}) == 2
     assert items[0].headline == "Head line"
     assert items[0].text.split("\n") == ["p0 first", "p1 a", "p3 b", "p4 c", "p6 d"]
     assert items[0].image.endswith("images_processed/h7.jpg")
@@ -190,13 +204,21 @@ def test_items_without_image_or_caption_are_left_out_on_request(tmp_path):
     write(tmp_path / "a.json", [train])
     with pytest.raises(d.DataError, match="section 5 has no caption; training items need one"):
         list(d.nytimes(tmp_path / "a.json", tmp_path))
-    assert [i.id for i in d.nytimes(tmp_path / "a.json", tmp_path, missing="skip")] == ["h7"]
+    assert [i.id for i in d.nytimes(tmp_path / "a.json", tmp_path, missing="skip")] == ["5d_2"]
     with pytest.raises(ValueError, match="missing is 'drop'; choose refuse or skip"):
         list(d.nytimes(tmp_path / "a.json", tmp_path, missing="drop"))
     write(tmp_path / "b.json", [ARTICLE])
     dropped = []
-    assert [i.id for i in d.usable(d.nytimes(tmp_path / "b.json", tmp_path), dropped)] == ["h7"]
-    assert dropped == ["h8"]
+    assert [i.id for i in d.usable(d.nytimes(tmp_path / "b.json", tmp_path), dropped)] == ["5d_2"]
+    assert dropped == ["5d_5"]
+
+
+def test_one_photograph_in_two_articles_makes_two_items(tmp_path):
+    """Rules are stored by id, and a photograph's hash does not tell which article it stood in."""
+    write(tmp_path / "a.json", [ARTICLE, ARTICLE | {"_id": {"$oid": "5e"}, "headline": {"main": "Other"}}])
+    items = list(d.nytimes(tmp_path / "a.json", tmp_path))
+    assert [i.id for i in items] == ["5d_2", "5d_5", "5e_2", "5e_5"]
+    assert items[0].image == items[2].image
 
 
 def test_splits_by_date():
@@ -223,6 +245,13 @@ def test_visualnews(tmp_path):
     assert parts["test"]
     write(tmp_path / "data.json", [{"id": 1, "caption": "c", "image_path": "i", "article_path": "gone.txt"}])
     with pytest.raises(d.DataError, match=r"article file .* is not there"):
+        list(d.visualnews(tmp_path))
+    assert list(d.visualnews(tmp_path, missing="skip")) == []
+    write(tmp_path / "empty.txt", " ")
+    write(tmp_path / "data.json", [{"id": k, "caption": c, "image_path": "i", "article_path": a} for k, (c, a) in enumerate(
+        (("c", "empty.txt"), ("", "origin/bbc/articles/1.txt"), ("c", "origin/bbc/articles/1.txt")))])  # fmt: skip
+    assert [i.id for i in d.visualnews(tmp_path, missing="skip")] == ["2"]
+    with pytest.raises(d.DataError, match="item 0: the article is empty"):
         list(d.visualnews(tmp_path))
 
 
@@ -254,6 +283,7 @@ def test_bad_files(tmp_path):
     )
     with pytest.raises(d.DataError, match="the article is empty"):
         list(d.nytimes(tmp_path / "y.json", tmp_path))
+    assert list(d.nytimes(tmp_path / "y.json", tmp_path, missing="skip")) == []
     write(tmp_path / "broken.jpg", "not a picture")
     with pytest.raises(d.DataError, match="cannot be read"):
         d.open_image(tmp_path / "broken.jpg")

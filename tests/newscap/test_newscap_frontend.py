@@ -86,65 +86,20 @@ def test_any_network_with_coformers_outputs_is_a_situation_stage():
         f.CoFormerSituations(network, [*verbs, "speaking"], nouns)(Image.new("RGB", (20, 10)))
 
 
-CHECKOUT = {
-    "models/__init__.py": "from .net import build\n\ndef build_model(args):\n    return build(args)\n",
-    "models/net.py": """
-import torch
-from util.misc import one
-
-class Net(torch.nn.Module):
-    def __init__(self, args):
-        super().__init__()
-        self.order, self.nouns = args.vidx_ridx, args.num_noun_classes
-        self.verb = torch.nn.Parameter(torch.zeros(len(args.idx_to_verb)))
-
-    def forward(self, samples, targets=None, inference=False):
-        if not inference:
-            return targets[0]  # like the original: without targets it cannot run
-        n = len(samples)
-        noun = torch.zeros(n, 6, self.nouns)
-        noun[:, 0, 2], noun[:, 1, 1] = 1.0, 1.0
-        return {"pred_verb": self.verb.expand(n, -1), "pred_noun_3": noun, "pred_bbox": torch.full((n, 6, 4), 0.5),
-                "pred_bbox_conf": torch.full((n, 6, 1), -float(one))}
-
-def build(args):
-    assert args.hidden_dim == 512 and args.inference
-    return Net(args), None
-""",
-    "util/__init__.py": "",
-    "util/misc.py": "one = 1\n",
-    "SWiG/SWiG_jsons/verb_indices.txt": "marching\nhugging\n",
-    "SWiG/SWiG_jsons/role_indices.txt": "agent\nhugged\nplace\n",
-    "SWiG/SWiG_jsons/train_classes.csv": "Pad,0\noov,1\nn10787470,2\n",
-    "SWiG/SWiG_jsons/imsitu_space.json": """{"verbs": {
-        "marching": {"abstract": "AGENT marches at PLACE", "order": ["agent", "place"], "roles": {"agent": {"def": "a"},
-                     "place": {"def": "p"}}},
-        "hugging": {"abstract": "AGENT hugs HUGGED at PLACE", "order": ["agent", "hugged", "place"],
-                    "roles": {"agent": {"def": "a"}, "hugged": {"def": "h"}, "place": {"def": "p"}}}},
-        "nouns": {"n10787470": {"gloss": ["woman", "adult female"], "def": "an adult"}}}""",
-}
-
-
-def test_coformer_from_a_checkout_and_a_checkpoint(tmp_path):
+def test_coformer_from_a_checkout_and_a_checkpoint(checkout, tmp_path):
     """A checkout in CoFormer's layout (models.build_model, SWiG_jsons) and a checkpoint as its training saves it."""
     import sys
 
-    for name, text in CHECKOUT.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    torch.save(
-        {"model": {"verb": torch.tensor([0.0, 3.0])}, "epoch": 39}, tmp_path / "CoFormer_checkpoint.pth"
-    )
-    stage = f.CoFormerSituations.from_checkout(tmp_path, tmp_path / "CoFormer_checkpoint.pth")
+    stage = f.CoFormerSituations.from_checkout(checkout, checkout / "CoFormer_checkpoint.pth")
     seen = stage(np.zeros((20, 30, 3), np.uint8))
     assert (seen.verb, dict(seen.nouns)) == ("hugging", {"agent": "woman"})  # "oov" and "Pad" are no nouns
     assert seen.boxes == {}
     assert stage.frames.sentence("hugging") == "AGENT hugs HUGGED at PLACE"
-    assert str(tmp_path) not in sys.path
+    assert str(checkout) not in sys.path
     assert "models.net" not in sys.modules
     torch.save({"model": {"verb": torch.zeros(5)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="does not fit the network"):
-        f.CoFormerSituations.from_checkout(tmp_path, tmp_path / "other.pth")
+        f.CoFormerSituations.from_checkout(checkout, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="give a checkout of"):
         f.CoFormerSituations.from_checkout(tmp_path / "none", tmp_path / "other.pth")
 

@@ -231,7 +231,17 @@ def test_the_dry_run_steps_and_writes(way, monkeypatch):
         "vocab_size": 50265, "d_model": 4, "encoder_layers": 4, "decoder_layers": 3, "encoder_attention_heads": 2,
         "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8})  # fmt: skip
     monkeypatch.setattr(cost, "CLIP_WIDTH", 6)
-    report = cost.dry_run(FULL | {"rule": way, "beams": 2, "train_bart": way != "text"}, rows=2, article=12)
+    cost._measured.cache_clear()
+    cell = FULL | {"rule": way, "beams": 2, "train_bart": way != "text"}
+    report = cost.dry_run(cell, rows=2, article=12)
+    several = cost.dry_run(cell, rows=2, article=12, repeats=3)
+    for name in ("step seconds", "captions per second"):
+        least, most = several[f"{name}, least and most"]
+        assert least <= several[name] <= most
+        assert f"{name}, least and most" not in report
+    assert cost.dry_run(cell | {"set": "nytimes", "clip_epochs": 0}, rows=2, article=12) == report
+    assert cost._measured.cache_info().misses == 2  # another set costs the same: it is not measured again
+    cost._measured.cache_clear()
     assert (report["rule prefix"] > 0) == (way in ("prefix", "decoder"))
     assert report["image mapper"] == 6 * 60 + 60 + 60 * 120 + 120 + 6 * 4 + 4 + 20 * 4
     assert report["captions per second"] > 0

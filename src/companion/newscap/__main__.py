@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from companion.newscap import corpus, data
 from companion.newscap.pipeline import NewsCaptioner
 from companion.newscap.rule import Rule
 
@@ -24,6 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     top.add_argument(
         "--edit", action="append", default=[], metavar="ROLE=NAME", help="edit the rule: verb=..., or a role"
     )
+    top.add_argument(
+        "--coformer", help="checkout of CoFormer with CoFormer_checkpoint.pth in it (situations)"
+    )
+    top.add_argument("--draw", help="picture file to write: the rule drawn on the image")
     args = top.parse_args(argv)
     try:
         edit = dict(part.split("=", 1) for part in args.edit)
@@ -32,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         article = Path(args.article).read_text(encoding="utf-8")
         rule = Rule.from_json(Path(args.rule).read_text(encoding="utf-8")) if args.rule else None
-        captioner = NewsCaptioner.from_pretrained(args.folder)
+        situation = corpus.coformer(Path(args.coformer)) if args.coformer else None
+        captioner = NewsCaptioner.from_pretrained(args.folder, situation=situation)
         got = captioner.caption(args.image, article, rule=rule, edit=edit or None)
     except (ValueError, OSError) as error:
         print(f"companion.newscap: {error}", file=sys.stderr)
@@ -43,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"  {support.text} ({support.type}): {support.by}" + (f", {support.role}" if support.role else "")
         )
+    if args.draw and got.rule:
+        axes = got.rule.show(data.open_image(args.image))
+        axes.figure.savefig(args.draw, bbox_inches="tight")
     if got.note:
         print(got.note, file=sys.stderr)
     return 0

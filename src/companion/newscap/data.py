@@ -65,6 +65,16 @@ def first_words(text: str, most: int = 500) -> str:
     return " ".join(text.strip().split(" ")[:most])
 
 
+MISSING = ("refuse", "skip")
+
+
+def _checked(missing: str) -> bool:
+    """Whether items that lack something are passed over. Raises ValueError for another word."""
+    if missing not in MISSING:
+        raise ValueError(f"missing is {missing!r}; choose {' or '.join(MISSING)}")
+    return missing == "skip"
+
+
 def need_caption(caption: Any, where: str, split: str, clean: Callable[[str], str] = clean_caption) -> str:
     """The cleaned caption. Raises DataError where a training item has none."""
     if caption is None and split != "train":
@@ -87,13 +97,15 @@ def usable(items: Iterable[Article], dropped: list[str] | None = None) -> Iterat
 # --- GoodNews ----------------------------------------------------------------------------------------
 
 
-def goodnews(folder: str | Path, split: str | None = None, most_words: int = 500) -> Iterator[Article]:
+def goodnews(folder: str | Path, split: str | None = None, most_words: int = 500, *,
+             missing: str = "refuse") -> Iterator[Article]:  # fmt: skip
     """Items of GoodNews from `folder`: `captioning_dataset.json` (or `article_caption.json`), `img_splits.json`,
     and images `images/<article id>_<index>.jpg` (or in the folder itself).
 
-    The published split is by image, so articles occur in several splits.
+    The published split is by image, so articles occur in several splits. `missing`: what happens to an empty article
+    and to an image without a caption, "refuse" or "skip".
     """
-    folder = Path(folder)
+    folder, skip = Path(folder), _checked(missing)
     file = next(
         (folder / n for n in ("captioning_dataset.json", "article_caption.json") if (folder / n).is_file()),
         None,
@@ -110,7 +122,9 @@ def goodnews(folder: str | Path, split: str | None = None, most_words: int = 500
                 continue
             headline = part.get("headline") or {}
             headline = headline.get("main", "") if isinstance(headline, Mapping) else str(headline)
-            text = part.get("article", "")
+            text = part.get("article") or ""
+            if skip and not (text.strip() and (caption or "").strip()):
+                continue
             if not text.strip():
                 raise DataError(f"{file}: article {article_id} is empty")
             whole = first_words(f"{headline}\n\n{text}", most_words)
@@ -215,14 +229,14 @@ def nytimes(path: str | Path, images: str | Path, split: str | None = None, *, l
     """Items of NYTimes800k from its dump or an export of its `articles`; images are `images/<hash>.jpg`.
 
     Splits are by date: train before May 2019, valid in May 2019, test after. Only English articles are read.
+    The id of an item is its article's and the image's index there: a photograph may stand in several articles.
     `count` counts tokens (transform-and-tell: those of RoBERTa; `corpus.read_set` passes BART's). `missing`: what
-    happens to an image without a caption, "refuse" or "skip" (as published).
+    happens to an image without a caption and to an article without text, "refuse" or "skip" (as published).
 
     Raises:
         DataError: for a file, an article or a training caption that is not there or not in the format.
     """
-    if missing not in ("refuse", "skip"):
-        raise ValueError(f"missing is {missing!r}; choose refuse or skip")
+    skip = _checked(missing)
     for document in documents(path):
         if document.get("language", "en") != "en":
             continue
@@ -237,17 +251,21 @@ def nytimes(path: str | Path, images: str | Path, split: str | None = None, *, l
         for k in positions:
             section = sections[k] if 0 <= k < len(sections) else {}
             where = f"{path}: article {document.get('_id')}, section {k}"
-            if missing == "skip" and not (section.get("text") or "").strip():
+            if skip and not (section.get("text") or "").strip():
                 continue
             caption = need_caption(section.get("text"), where, mine, str.strip)
             whole = (context_around(sections, k, headline, most, count) if located
                      else context_plain(sections, headline, most, count))  # fmt: skip
             text = whole.removeprefix(headline).lstrip("\n")  # the headline counts, but is kept apart
             if not text.strip():
+                if skip:
+                    continue
                 raise DataError(f"{where}: the article is empty")
             if not section.get("hash"):
                 raise DataError(f"{where} has no hash, which names its image file")
-            yield Article(section["hash"], str(Path(images) / f"{section['hash']}.jpg"), headline, text, caption, mine,
+            number = document.get("_id", "")
+            number = number.get("$oid", "") if isinstance(number, Mapping) else number  # mongoexport's way
+            yield Article(f"{number}_{k}", str(Path(images) / f"{section['hash']}.jpg"), headline, text, caption, mine,
                           "\n")  # fmt: skip
 
 
@@ -262,12 +280,14 @@ def split_by_date(date: Any) -> str:
 # --- VisualNews and your own -------------------------------------------------------------------------
 
 
-def visualnews(folder: str | Path, split: str | None = None, most_words: int = 500) -> Iterator[Article]:
+def visualnews(folder: str | Path, split: str | None = None, most_words: int = 500, *,
+               missing: str = "refuse") -> Iterator[Article]:  # fmt: skip
     """Items of VisualNews: `data.json` lists id, caption, topic, source, image_path and article_path (a text file).
 
     The set comes without splits. Here an article's name decides (5 % valid, 5 % test), so that no article is in two.
+    `missing`: what happens to an item without article file, text or caption, "refuse" or "skip".
     """
-    folder = Path(folder)
+    folder, skip = Path(folder), _checked(missing)
     for part in load_json(folder / "data.json"):
         try:
             where, text_path = f"{folder / 'data.json'}: item {part['id']}", folder / part["article_path"]
@@ -278,10 +298,14 @@ def visualnews(folder: str | Path, split: str | None = None, most_words: int = 5
         mine = "test" if share < 5 else "valid" if share < 10 else "train"
         if split and mine != split:
             continue
+        if skip and not (text_path.is_file() and (caption or "").strip()):
+            continue
         if not text_path.is_file():
             raise DataError(f"{where}: article file {text_path} is not there")
         text = text_path.read_text(encoding="utf-8")
         if not text.strip():
+            if skip:
+                continue
             raise DataError(f"{where}: the article is empty")
         yield Article(str(part["id"]), image, "", first_words(text, most_words),
                       need_caption(caption, where, "train"), mine)  # fmt: skip

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from companion.newscap import data, frontend
@@ -116,14 +117,18 @@ def as_hugging_face(tokenizer: Any) -> Any:
     return made
 
 
+WORLD = "newsworld"  # in stages.json: the stand-ins of the news world, which come with the package
+
+
 def save_pretrained(folder: str | Path, model: RuleBart, tokenizer: Any, *, names: str, clip: Any, visual: str = "",
-                    **decoding: Any) -> None:  # fmt: skip
+                    situation: str = "clip", **decoding: Any) -> None:  # fmt: skip
     """Store a trained captioner for `NewsCaptioner.from_pretrained`.
 
     Args:
-        names: the token classifier's hub name or folder.
+        names: the token classifier's hub name or folder; "newsworld" for a captioner of the news world.
         clip: the entity filter: hub name, folder, or a (fine-tuned) `ClipMatcher`, which is stored too.
         visual: the CLIP of the image vectors, default `clip`.
+        situation: what made the rules it learned from, "clip" (zero-shot) or "coformer".
         decoding: num_beams, max_length, length_penalty.
     """
     folder = Path(folder)
@@ -133,8 +138,44 @@ def save_pretrained(folder: str | Path, model: RuleBart, tokenizer: Any, *, name
         clip.model.save_pretrained(folder / "clip")
         clip.processor.save_pretrained(folder / "clip")
         clip = "clip"  # a folder inside this one, so that it may be moved
-    stages = {"names": names, "clip": clip, "visual": visual or clip, "decoding": decoding}
+    stages = {
+        "names": names,
+        "clip": clip,
+        "visual": visual or clip,
+        "situation": situation,
+        "decoding": decoding,
+    }
     (folder / "stages.json").write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
+
+
+def _world_stages() -> tuple[Any, Any, Any, Callable[[Any], torch.Tensor]]:
+    """Names, situation, match and image vectors of the news world, for pictures of its size."""
+    from companion.newscap import reduced, world
+
+    stage = reduced.situations()
+
+    def pixels(image: Any) -> np.ndarray:
+        found, side = np.array(image), world.WorldConfig().size
+        if found.shape != (side, side, 3):
+            raise data.DataError(f"the picture has the shape {found.shape}; this captioner knows the news world only, whose "
+                                 f"pictures have {side} x {side} pixels in three colours")  # fmt: skip
+        return found
+
+    @torch.no_grad()
+    def vectors(image: Any) -> torch.Tensor:
+        return stage.net.features(torch.from_numpy(pixels(image))[None])[0]
+
+    class Match(frontend.WorldMatcher):
+        def read(self, article: str) -> Any:
+            fresh = super().read(article)
+            return lambda image, situation, entities: fresh(pixels(image), situation, entities)
+
+    def names(
+        text: str,
+    ) -> list[Any]:  # an article says who wears what; in a caption (for the audit) names stand alone
+        return frontend.WorldNames()(text) or reduced.find_names(text)
+
+    return names, lambda image: stage(pixels(image)), Match(stage), vectors
 
 
 class NewsCaptioner:
@@ -160,7 +201,11 @@ class NewsCaptioner:
         Args:
             folder: the trained `RuleBart`, its tokenizer, and `stages.json` with the checkpoints of the other stages.
             names, clip: a hub name, a local folder, or your own stage; empty takes what `stages.json` says.
-            situation: your own stage (such as `CoFormerSituations.from_checkout(...)`); None asks CLIP zero-shot.
+            situation: "clip" (zero-shot), or your own stage such as `CoFormerSituations.from_checkout(...)`; None takes
+                what `stages.json` says.
+
+        Raises:
+            ValueError: for a folder without `stages.json`, and for a captioner of CoFormer's situations without them.
         """
         from transformers import AutoTokenizer
 
@@ -171,13 +216,20 @@ class NewsCaptioner:
             )
         stages = json.loads((folder / "stages.json").read_text(encoding="utf-8"))
         model = RuleBart.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        if stages["names"] == WORLD:
+            *stand_ins, vectors = _world_stages()
+            return cls(*stand_ins, BartWriter(model, tokenizer, vectors, **stages["decoding"]), **options)
+        if situation is None and stages.get("situation") == "coformer":
+            raise ValueError(f"{folder} learned from CoFormer's situations; give situation=CoFormerSituations."
+                             'from_checkout(checkout, checkpoint), or situation="clip" for zero-shot CLIP')  # fmt: skip
         for part in ("clip", "visual"):
             if (folder / stages[part]).is_dir():
                 stages[part] = str(folder / stages[part])
         names, clip = names or stages["names"], clip or stages["clip"]
         match = frontend.ClipMatcher(clip) if isinstance(clip, str) else clip
         find = frontend.TokenClassifierNames(names) if isinstance(names, str) else names
-        situation = situation or frontend.ClipSituations(match)
+        situation = frontend.ClipSituations(match) if situation in (None, "clip") else situation
         vectors = None
         if model.config.image_width:
             from companion.newscap.corpus import clip_vectors
@@ -185,10 +237,9 @@ class NewsCaptioner:
             same = isinstance(match, frontend.ClipMatcher) and stages["visual"] == stages["clip"] == clip
             several = clip_vectors(match if same else frontend.ClipMatcher(stages["visual"]))
             vectors = lambda image: several([image])[0]  # noqa: E731
-        writer = BartWriter(
-            model, AutoTokenizer.from_pretrained(folder / "tokenizer"), vectors, **stages["decoding"]
+        return cls(
+            find, situation, match, BartWriter(model, tokenizer, vectors, **stages["decoding"]), **options
         )
-        return cls(find, situation, match, writer, **options)
 
     def rule(self, image: Any, article: str) -> tuple[Rule, str]:
         """Stages A to D: the rule of an image with its article, and a note where something was missing."""
