@@ -185,3 +185,12 @@ def test_a_page_stands_without_any_record(page, tmp_path, monkeypatch):
         source = re.sub(r"\A---\n.*?^---\n|^:.*\n", "", cell, flags=re.M | re.S)
         exec(compile(source, page.name, "exec"), names)
     plt.close("all")
+
+
+def test_where_nothing_was_run_the_cells_hold_reported_values_only(evidence):
+    shutil.rmtree(evidence)
+    shutil.rmtree(evidence.parent / "runs")
+    html = report.table("dncl", "noise")
+    found = cells(html)
+    assert found["noise augmentation", "η = 0.1"].get_text() == "unknown"
+    assert "Not run at" in html
