@@ -1,10 +1,12 @@
 """Results as HTML: what is known, what is not, and a link for every number."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import pytest
 from bs4 import BeautifulSoup
 
@@ -171,3 +173,24 @@ def test_benchmarks_show_what_was_stored_and_say_what_was_not(tmp_path, monkeypa
 def test_a_head_says_once_what_title_and_metric_share(title, metric, unit, shown):
     column = tables.Line("c", title, ("reduced",), metric=metric and "m")
     assert report._head(column, tables.Metric("m", metric, "higher", unit)) == shown
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "book").rglob("*.md")), ids=lambda page: page.stem)
+def test_a_page_stands_without_any_record(page, tmp_path, monkeypatch):
+    """After a change of code all of a paper's records may be stale; its pages must say so and not stop the book."""
+    monkeypatch.setattr(records, "evidence_folder", lambda: tmp_path)
+    monkeypatch.setattr(records, "runs_folder", lambda: tmp_path)
+    names = {}
+    for cell in re.findall(r"^```\{code-cell\}.*?\n(.*?)^```", page.read_text(), re.M | re.S):
+        source = re.sub(r"\A---\n.*?^---\n|^:.*\n", "", cell, flags=re.M | re.S)
+        exec(compile(source, page.name, "exec"), names)
+    plt.close("all")
+
+
+def test_where_nothing_was_run_the_cells_hold_reported_values_only(evidence):
+    shutil.rmtree(evidence)
+    shutil.rmtree(evidence.parent / "runs")
+    html = report.table("dncl", "noise")
+    found = cells(html)
+    assert found["noise augmentation", "η = 0.1"].get_text() == "unknown"
+    assert "Not run at" in html

@@ -74,6 +74,8 @@ def _grid(
     """One rows × columns table; every cell holds what is reported and what each source of records says."""
     grids = {name: tables.results(table, scale, recs, metric) for name, recs in found.items()}
     first = next(iter(grids.values()))
+    # where nothing was run at all, the page says so once and the cells show what is reported
+    idle = all(r.status not in ("run", "stale") for grid in grids.values() for line in grid for r in line)
     heads = [
         f'<th scope="col">{_head(c, result.metric)}</th>'
         for c, result in zip(table.columns, first[0], strict=True)
@@ -89,6 +91,7 @@ def _grid(
         for j, _ in enumerate(table.columns):
             one = first[i][j]
             silent = row.reference or (one.status == "not at this scale" and one.reported is not None)
+            silent = silent or (idle and one.reported is not None and one.status == "not run")
             parts = [] if silent else [_ours(grids["committed"][i][j], base)]
             if "this machine" in grids and grids["this machine"][i][j].values:
                 parts.append(
