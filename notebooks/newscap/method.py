@@ -51,6 +51,7 @@ if importlib.util.find_spec("companion") is None:
 # %%
 import base64
 import io
+import textwrap
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -392,13 +393,16 @@ def titled(table, frame):
 
 # %% mystnb={"figure": {"caption": "Share of test captions with all five parts right, one dot per recorded run of the scale real, the bar is their mean; a single dot is a single seed.", "name": "fig-newscap-recorded"}, "image": {"alt": "Horizontal bars, one per way of giving or withholding the rule, with one dot per run"}}
 rows = titled("conditions", recorded("conditions", "real"))
-fig, ax = plt.subplots(figsize=(8, 0.9 + 0.34 * len(rows)))
+fig, ax = plt.subplots(figsize=(8, 0.9 + 0.36 * len(rows)))
 for k, part in enumerate(rows.values()):
     ax.barh(k, part["all"].mean(), color=plotting.PALETTE[0], alpha=0.55)
     ax.plot(part["all"], [k] * len(part), "o", color=plotting.INK, markersize=4)
-ax.set_yticks(range(len(rows)), rows)
-ax.invert_yaxis()
-xlabel = ax.set(xlabel="all five parts right (% of test captions)", xlim=(0, 103))
+ax.set_yticks(
+    range(len(rows)), [textwrap.fill(name, 44) for name in rows], fontsize=9
+)
+ax.set_ylim(len(rows) - 0.4, -0.6)
+ax.grid(axis="y", visible=False)
+xlabel = ax.set(xlabel="all five parts right (% of test captions)", xlim=(-2, 103))
 
 # %% mystnb={"figure": {"caption": "Captions that are right (left) and captions that say what their rule says (right), as errors are put into the test rules; means over recorded runs. Captions that obey get worse as fast as their rules do; training on rules with errors only lowered both lines at this length of training.", "name": "fig-newscap-worse"}, "image": {"alt": "Two panels of lines over the share of errors in the rules, one line per way of giving the rule"}}
 rows = titled("steering", recorded("steering", "real"))

@@ -8,6 +8,8 @@ from typing import Any
 
 from companion import records, report, tables
 
+WRAP = "white-space: normal; max-width: min(11rem, 30vw)"  # a page need not scroll sideways for long titles
+
 
 def excerpt(
     table: str, columns: Sequence[str], rows: Sequence[str] = (), each: bool = False, folder: Any = None
@@ -40,9 +42,12 @@ def excerpt(
     for row in rows:
         line = [grid[row, c] for c in columns]
         body.append([line[0].row.title, *(spelt(r, each) for r in line)])
-    head = "".join(f'<th scope="col">{html.escape(titles[c])}, %</th>' for c in columns)
+    head = "".join(
+        f'<th scope="col" style="white-space: normal; max-width: 6rem">{html.escape(titles[c])}, %</th>'
+        for c in columns
+    )
     lines = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(f"<td>{html.escape(v)}</td>" for v in values)}</tr>'
+        f'<tr><th scope="row" style="{WRAP}">{html.escape(name)}</th>{"".join(f"<td>{html.escape(v)}</td>" for v in values)}</tr>'
         for name, *values in body
     )
     return report.Html(
