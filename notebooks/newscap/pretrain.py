@@ -17,8 +17,10 @@
 #
 # The paper starts from a pre-trained BART. Its stand-in at the reduced scale is a BART of 0.3 million parameters that
 # learned to restore corrupted pages of the news world: words, sentence forms, and above all *copying names from the
-# input*. At the scale "real" this notebook was run once; its weights are committed with the package, and every other run of
-# the news world starts from them. What you see here is the reduced run: the first steps only. It also trains the network that reads situations off the images.
+# input*. At the scale "real" this notebook was run to make the weights that are committed with the package; every other run
+# of the news world starts from them. The committed record is of a later repetition, whose weights were thrown away: it ended at the
+# same loss in six digits, with weights that differ a little. What you see here is the reduced run: the first steps only. It
+# also trains the network that reads situations off the images.
 #
 # The run writes its weights beside its record. To replace the committed ones, copy them into
 # `src/companion/newscap/weights/`.
@@ -47,7 +49,7 @@ if importlib.util.find_spec("companion") is None:
 table = "pretrain"  # the table of papers/newscap.toml
 row = "bart"  # bart
 column = "loss"  # loss or situation; one run gives both
-scale = "reduced"  # reduced (a first minute, thrown away) or real (five minutes on one core; its weights are committed)
+scale = "reduced"  # reduced (a first minute, thrown away) or real (some minutes on one core)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
@@ -135,7 +137,7 @@ print(f"all four parts right: {100 * right:.1f} %")
 reduced.save_weights("bart", bart)
 reduced.save_weights("situations", net)
 
-# %% mystnb={"figure": {"caption": "Denoising loss of this run, which stops early, and of the recorded one, whose weights are committed.", "name": "fig-newscap-pretrain"}, "image": {"alt": "Two falling curves over training steps on a logarithmic axis; the short one ends where the recorded one is still high"}}
+# %% mystnb={"figure": {"caption": "Denoising loss of this run, which stops early, and of the recorded one at the scale real.", "name": "fig-newscap-pretrain"}, "image": {"alt": "Two falling curves over training steps on a logarithmic axis; the short one ends where the recorded one is still high"}}
 recorded = records.read(records.evidence_folder(), "newscap", "pretrain", "real")
 named = {
     f"recorded, seed {r['run']['seed']}": r["curves"]["loss"] for r in recorded
