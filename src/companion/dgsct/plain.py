@@ -155,7 +155,7 @@ def compare(
 
 
 def summary(found: Mapping[tuple[int, str], dict[str, float]]) -> dict[str, float]:
-    """One row of `compare`s, (stage, side) -> what it found: times are added up, and where there is more than one stage
+    """One row of several results of `compare`, (stage, side) -> what it found: times are added up, and where there is more than one stage
     each counts as often as the model has such units (two places per pair of layers).
 
     Returns:
