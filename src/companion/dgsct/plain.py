@@ -155,8 +155,10 @@ def compare(
 
 
 def summary(found: Mapping[tuple[int, str], dict[str, float]]) -> dict[str, float]:
-    """One row of several results of `compare`, (stage, side) -> what it found: times are added up, and where there is more than one stage
-    each counts as often as the model has such units (two places per pair of layers).
+    """One row of several results of `compare`, (stage, side) -> what it found.
+
+    Times are added up, and where there is more than one stage each counts as often as the model has such units (two
+    places per pair of layers).
 
     Returns:
         Of both sides `visual-plain_ms`, `visual-ours_ms`, `visual-ratio` and so on, `ratio` of both together, `apart` and
