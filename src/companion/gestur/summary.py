@@ -136,6 +136,34 @@ def selection(folder: Any = None) -> Any:
     return pd.DataFrame(lines, columns=["", "rule", "unseen", "above λ = 0", "λ picked"])
 
 
+def directions(folder: Any = None) -> Any:
+    """The measured gradients of GESTUR per left-out style and on their mean, as a pandas frame: mean ± half of the 95 %
+    interval over seeds."""
+    import pandas as pd
+
+    found = valid("gestur", "gradients", "reduced", "gestur", folder)
+    if not found:
+        raise ValueError("there are no valid records of gestur gradients at scale reduced, row gestur")
+    lines = {
+        "source gradient: cosine with the unseen gradient": lambda m: m["source"],
+        "estimate: cosine with the unseen gradient": lambda m: m["estimate"],
+        "what the estimate adds to the cosine with the unseen gradient": lambda m: (
+            m["combined"] - m["source"]
+        ),
+        "what it adds to the cosine with the wanted direction": lambda m: m["gain"],
+        "what it takes off the bias towards the sources": lambda m: m["relief"],
+    }
+    per_style = [r["notes"]["per target"] for r in found]
+    parts = {style: [p[style] for p in per_style] for style in per_style[0]}
+    parts["mean"] = [r["metrics"] for r in found]
+    frame = pd.DataFrame({
+        style: {line: "{:+.3f} ± {:.3f}".format(*interval([of(m) for m in measured])) for line, of in lines.items()}
+        for style, measured in parts.items()
+    })  # fmt: skip
+    frame.index.name = f"s = 0.95, λ = 0.1 ({count(found)})"
+    return frame
+
+
 def published() -> Any:
     """The settings of every run of the paper's tables, as a pandas frame; methods and data sets that share all their
     settings share a line."""
@@ -228,6 +256,11 @@ def _bars(ax: Any, lines: Sequence[str], points: Sequence[tuple[float, float]], 
     ax.set_yticks(at, lines)
 
 
+def _not_run(ax: Any) -> None:
+    ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", va="center")
+    ax.set(xticks=[], yticks=[])
+
+
 def _legend(ax: Any, where: str) -> None:
     if ax.get_legend_handles_labels()[0]:  # nothing is drawn where there are no records
         ax.legend(loc=where, fontsize=8)
@@ -241,11 +274,14 @@ def figure_methods(scale: str = "reduced") -> Any:
 
     t = tables.table("gestur", "shortcut")
     titles = {c.metric.removeprefix("test@"): c.title for c in t.columns}
-    fig, axes = plt.subplots(1, 2, figsize=(9, 5), sharey=True)
+    runs = {row.id: valid("gestur", "shortcut", scale, row.id) for row in t.rows}
+    fig, axes = plt.subplots(1, 2, figsize=(9, 5 if any(runs.values()) else 1.2), sharey=True)
     order = None
     for ax, row in zip(axes, t.rows, strict=True):
-        found = valid("gestur", "shortcut", scale, row.id)
+        found = runs[row.id]
         if not found:
+            ax.set_title(row.title)
+            _not_run(ax)
             continue
         unseen = {m: _metric(found, f"test@{m}") for m in titles}
         order = order or sorted(titles, key=lambda m: unseen[m][0])
