@@ -128,7 +128,7 @@ def test_what_the_selection_rules_picked(tmp_path):
     found = summary.selection(tmp_path).set_index("rule").loc["leave one domain out"]
     assert found["unseen"].startswith("73.0 ±")
     assert found["above λ = 0"].startswith("+3.0 ±")
-    assert found["λ picked"] == "0 (1×), 0.3 (3×)"
+    assert found["λ picked (times)"] == "0 (1), 0.3 (3)"
 
 
 def test_what_the_gradients_say_per_style(tmp_path):

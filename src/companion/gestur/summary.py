@@ -72,10 +72,10 @@ def everything(paper: str, table: str, scale: str, row: str = "", titles: Mappin
         names = list(all_trials[0])
         line = {"method": (titles or {}).get(method, method)}
         for name in names:
-            line[name] = show(*mean_and_error([t[name]["test"] for t in all_trials]))
+            line[name] = show([t[name]["test"] for t in all_trials])
         for title, key in (("mean", "test"), ("sources", "val"), ("last step", "last")):
             per_trial = [[t[name][key] for name in names if t[name].get(key) is not None] for t in all_trials]
-            line[title] = show(*mean_and_error([fmean(v) for v in per_trial])) if all(per_trial) else "–"
+            line[title] = show([fmean(v) for v in per_trial]) if all(per_trial) else "–"
         steps = [int(t[name]["step"]) for t in all_trials for name in names]
         line["chosen steps"] = f"{min(steps)}–{max(steps)}" if min(steps) < max(steps) else f"{steps[0]}"
         line["trials"] = len(all_trials)
@@ -125,15 +125,15 @@ def selection(folder: Any = None) -> Any:
             picked = [name for r in found for name in r["notes"].get(picks.get(c.metric, ""), {}).values()]
             gain = interval([r["metrics"][c.metric] - r["metrics"]["test@lam=0"] for r in found])
             lines.append({
-                "": f"{row.title} ({count(found)})", "rule": c.title,
+                "": f"{row.title.removeprefix('GESTUR, ')} ({count(found)})", "rule": c.title,
                 "unseen": "{:.1f} ± {:.1f}".format(*_metric(found, c.metric)),
                 "above λ = 0": "{:+.1f} ± {:.1f}".format(*gain) if c.metric != "test@lam=0" else "",
-                "λ picked": ", ".join(f"{name.removeprefix('lam=')} ({picked.count(name)}×)"
+                "λ picked (times)": ", ".join(f"{name.removeprefix('lam=')} ({picked.count(name)})"
                                       for name in sorted(set(picked), key=lambda n: float(n.removeprefix("lam=")))),
             })  # fmt: skip
     if not lines:
         raise ValueError("there are no valid records of gestur selection at scale reduced")
-    return pd.DataFrame(lines, columns=["", "rule", "unseen", "above λ = 0", "λ picked"])
+    return pd.DataFrame(lines, columns=["", "rule", "unseen", "above λ = 0", "λ picked (times)"])
 
 
 def directions(folder: Any = None) -> Any:
@@ -211,16 +211,17 @@ def block(make: Any, *given: Any, note: str = "", **options: Any) -> Any:
     )
 
 
-def show(mean: float, error: float) -> str:
-    """`83.4 ± 0.6`: mean and standard error as DomainBed prints them."""
-    return f"{mean:.1f} ± {error:.1f}"
+def show(values: Sequence[float]) -> str:
+    """`83.4 ± 0.6`: mean and standard error over trials as DomainBed prints them; a single value has no error."""
+    mean, error = mean_and_error(list(values))
+    return f"{mean:.1f} ± {error:.1f}" if len(values) > 1 else f"{mean:.1f}"
 
 
 def rule() -> str:
     """The selection rule of all these tables, in words."""
     return (f"Selected by training-domain validation: {RULES['training-domain']}. Reported: accuracy on the 80 % of the "
-            "left-out domain that DomainBed calls `in`; none of it is trained on. ± is DomainBed's standard error over "
-            "trials; `last step` needs no selection and is also what DomainBed's oracle reports of a single run.")  # fmt: skip
+            "left-out domain that DomainBed calls “in”; none of it is trained on. ± is DomainBed's standard error over "
+            "trials; “last step” needs no selection and is also what DomainBed's oracle reports of a single run.")  # fmt: skip
 
 
 def valid(paper: str, table: str, scale: str, row: str = "", folder: Any = None) -> list[dict[str, Any]]:
@@ -320,7 +321,7 @@ def figure_lambda(table: str = "lambda", scale: str = "reduced") -> Any:
                 ax.annotate(f"chosen {times}×", (k, 0.02), xycoords=("data", "axes fraction"), ha="center",
                             fontsize=8)  # fmt: skip
         ax.set_xticks(range(len(names)), [n.removeprefix("lam=") for n in names])
-        ax.margins(0.08, 0.12)
+        ax.margins(0.13, 0.12)
         ax.set(xlabel="λ", title=f"{row.title} ({count(found)})")
     axes[0].set_ylabel("accuracy (%)")
     _legend(axes[0], "upper right")
