@@ -1,7 +1,9 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -195,7 +197,7 @@ def walk(lam, steps=90, decay=0.95, seed=1):
     return torch.stack([a for a, _ in path]), torch.stack([b for _, b in path])
 
 
-# %% mystnb={"figure": {"caption": "Two parameters, 90 noisy steps; stars mark the minimum of the sources (grey) and of the unseen domain (green), contours the unseen loss. The averaged model (GE) lags behind and is smoother; the estimate points back along the path. Here that is partly the unseen direction (down the shortcut axis) and partly a brake on learning the task: with λ = 0.5 both experts end nearer to the start on both axes.", "name": "fig-gestur-plane"}, "image": {"alt": "Two panels with contour lines of the unseen loss: jagged paths of the task expert and smooth paths of the averaged model from the origin towards the source minimum, with arrows for observed, estimated and true unseen gradients"}}
+# %% mystnb={"figure": {"caption": "Two parameters, 90 noisy steps; stars mark the minimum of the sources (grey) and of the unseen domain (green), contours the unseen loss. The averaged model (GE) lags behind and is smoother; the estimate points back along the path. Here that is partly the unseen direction (down the shortcut axis) and partly a brake on learning the task: with \u03bb = 0.5 both experts end nearer to the start on both axes.", "name": "fig-gestur-plane"}, "image": {"alt": "Two panels with contour lines of the unseen loss: jagged paths of the task expert and smooth paths of the averaged model from the origin towards the source minimum, with arrows for observed, estimated and true unseen gradients"}}
 grid = torch.linspace(-0.6, 2.6, 60)
 fig, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
 for ax, lam in zip(axes, (0.0, 0.5), strict=True):
@@ -285,8 +287,8 @@ _ = plotting.curves(
 )
 
 # %% [markdown]
-# Model selection sees the left panel only. It prefers little or no pull, and gives away what the right panel shows: the
-# [λ table](variants.ipynb) measures how much.
+# Model selection sees the left panel only. Under a shortcut as strong as this one it prefers little or no pull, and gives
+# away what the right panel shows: the tables "λ curve" and "selection" ([notebook](variants.ipynb)) measure how much.
 #
 # ## 5. Is the estimate the unseen gradient?
 #
@@ -398,8 +400,8 @@ ax = plotting.curves({name: analysis.along_the_line(start, end, f, shares) for n
 #    pre-trained model.
 # 4. Yes (the table "selection" shows by how much): the left-out source carries the shortcut, but in a style that training
 #    did not see, and that shift alone punishes features bent towards the other sources. What it cannot see is the broken
-#    shortcut; the oracle can. With a shortcut of its own in every source the left-out one would break the others', and
-#    leave-one-domain-out would be close to the oracle.
+#    shortcut; the oracle can, and is ahead in the mean under the strong shortcut. With a shortcut of its own in every source
+#    the left-out one would break the others', and one expects leave-one-domain-out closer to the oracle (not run).
 # 5. It brakes all the same. The estimate knows the path and not the target: with the unseen minimum ahead, its cosine with
 #    the unseen gradient is negative and a larger λ ends farther from it.
 #

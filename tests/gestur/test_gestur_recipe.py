@@ -108,6 +108,7 @@ def test_figures_show_means_and_intervals_of_the_valid_records(tmp_path, monkeyp
     assert summary.block(summary.selection, tmp_path) == wanted
     for make in (summary.figure_methods, summary.figure_ablation, summary.figure_gradients):
         make()  # empty, not an error
+    assert [t.get_text() for ax in summary.figure_methods("real").axes for t in ax.texts] == ["not run"] * 2
     plt.close("all")
 
 
@@ -127,7 +128,31 @@ def test_what_the_selection_rules_picked(tmp_path):
     found = summary.selection(tmp_path).set_index("rule").loc["leave one domain out"]
     assert found["unseen"].startswith("73.0 ±")
     assert found["above λ = 0"].startswith("+3.0 ±")
-    assert found["λ picked"] == "0 (1×), 0.3 (3×)"
+    assert found["λ picked (times)"] == "0 (1), 0.3 (3)"
+
+
+def test_what_the_gradients_say_per_style(tmp_path):
+    cell = tables.cell("gestur", "gradients", "gestur", "all")
+    for seed, cosine in enumerate((0.1, 0.3)):
+        style = {
+            "source": 0.2,
+            "estimate": cosine,
+            "combined": 0.2 + cosine / 10,
+            "gain": 0.0,
+            "relief": 0.01,
+        }
+        metrics = dict.fromkeys(cell.metrics, 0.0) | style
+        per_style = {"art": style, "sketch": style | {"estimate": -cosine}}
+        records.Run(cell, seed, tmp_path).save(metrics, notes={"per target": per_style})
+    found = summary.directions(tmp_path)
+    assert list(found.columns) == ["art", "sketch", "mean"]
+    estimate = found.loc["estimate: cosine with the unseen gradient"]
+    assert estimate["art"] == "+0.200 ± 1.271"  # 12.7062 times the standard error of two values
+    assert estimate["sketch"].startswith("-0.200")
+    adds = found.loc["what the estimate adds to the cosine with the unseen gradient"]
+    assert adds["mean"].startswith("+0.020")
+    with pytest.raises(ValueError, match="no valid records of gestur gradients"):
+        summary.directions(tmp_path / "nothing")
 
 
 def test_the_settings_of_the_papers_tables():

@@ -72,10 +72,10 @@ def everything(paper: str, table: str, scale: str, row: str = "", titles: Mappin
         names = list(all_trials[0])
         line = {"method": (titles or {}).get(method, method)}
         for name in names:
-            line[name] = show(*mean_and_error([t[name]["test"] for t in all_trials]))
+            line[name] = show([t[name]["test"] for t in all_trials])
         for title, key in (("mean", "test"), ("sources", "val"), ("last step", "last")):
             per_trial = [[t[name][key] for name in names if t[name].get(key) is not None] for t in all_trials]
-            line[title] = show(*mean_and_error([fmean(v) for v in per_trial])) if all(per_trial) else "–"
+            line[title] = show([fmean(v) for v in per_trial]) if all(per_trial) else "–"
         steps = [int(t[name]["step"]) for t in all_trials for name in names]
         line["chosen steps"] = f"{min(steps)}–{max(steps)}" if min(steps) < max(steps) else f"{steps[0]}"
         line["trials"] = len(all_trials)
@@ -125,15 +125,43 @@ def selection(folder: Any = None) -> Any:
             picked = [name for r in found for name in r["notes"].get(picks.get(c.metric, ""), {}).values()]
             gain = interval([r["metrics"][c.metric] - r["metrics"]["test@lam=0"] for r in found])
             lines.append({
-                "": f"{row.title} ({count(found)})", "rule": c.title,
+                "": f"{row.title.removeprefix('GESTUR, ')} ({count(found)})", "rule": c.title,
                 "unseen": "{:.1f} ± {:.1f}".format(*_metric(found, c.metric)),
                 "above λ = 0": "{:+.1f} ± {:.1f}".format(*gain) if c.metric != "test@lam=0" else "",
-                "λ picked": ", ".join(f"{name.removeprefix('lam=')} ({picked.count(name)}×)"
+                "λ picked (times)": ", ".join(f"{name.removeprefix('lam=')} ({picked.count(name)})"
                                       for name in sorted(set(picked), key=lambda n: float(n.removeprefix("lam=")))),
             })  # fmt: skip
     if not lines:
         raise ValueError("there are no valid records of gestur selection at scale reduced")
-    return pd.DataFrame(lines, columns=["", "rule", "unseen", "above λ = 0", "λ picked"])
+    return pd.DataFrame(lines, columns=["", "rule", "unseen", "above λ = 0", "λ picked (times)"])
+
+
+def directions(folder: Any = None) -> Any:
+    """The measured gradients of GESTUR per left-out style and on their mean, as a pandas frame: mean ± half of the 95 %
+    interval over seeds."""
+    import pandas as pd
+
+    found = valid("gestur", "gradients", "reduced", "gestur", folder)
+    if not found:
+        raise ValueError("there are no valid records of gestur gradients at scale reduced, row gestur")
+    lines = {
+        "source gradient: cosine with the unseen gradient": lambda m: m["source"],
+        "estimate: cosine with the unseen gradient": lambda m: m["estimate"],
+        "what the estimate adds to the cosine with the unseen gradient": lambda m: (
+            m["combined"] - m["source"]
+        ),
+        "what it adds to the cosine with the wanted direction": lambda m: m["gain"],
+        "what it takes off the bias towards the sources": lambda m: m["relief"],
+    }
+    per_style = [r["notes"]["per target"] for r in found]
+    parts = {style: [p[style] for p in per_style] for style in per_style[0]}
+    parts["mean"] = [r["metrics"] for r in found]
+    frame = pd.DataFrame({
+        style: {line: "{:+.3f} ± {:.3f}".format(*interval([of(m) for m in measured])) for line, of in lines.items()}
+        for style, measured in parts.items()
+    })  # fmt: skip
+    frame.index.name = f"s = 0.95, λ = 0.1 ({count(found)})"
+    return frame
 
 
 def published() -> Any:
@@ -183,16 +211,17 @@ def block(make: Any, *given: Any, note: str = "", **options: Any) -> Any:
     )
 
 
-def show(mean: float, error: float) -> str:
-    """`83.4 ± 0.6`: mean and standard error as DomainBed prints them."""
-    return f"{mean:.1f} ± {error:.1f}"
+def show(values: Sequence[float]) -> str:
+    """`83.4 ± 0.6`: mean and standard error over trials as DomainBed prints them; a single value has no error."""
+    mean, error = mean_and_error(list(values))
+    return f"{mean:.1f} ± {error:.1f}" if len(values) > 1 else f"{mean:.1f}"
 
 
 def rule() -> str:
     """The selection rule of all these tables, in words."""
     return (f"Selected by training-domain validation: {RULES['training-domain']}. Reported: accuracy on the 80 % of the "
-            "left-out domain that DomainBed calls `in`; none of it is trained on. ± is DomainBed's standard error over "
-            "trials; `last step` needs no selection and is also what DomainBed's oracle reports of a single run.")  # fmt: skip
+            "left-out domain that DomainBed calls “in”; none of it is trained on. ± is DomainBed's standard error over "
+            "trials; “last step” needs no selection and is also what DomainBed's oracle reports of a single run.")  # fmt: skip
 
 
 def valid(paper: str, table: str, scale: str, row: str = "", folder: Any = None) -> list[dict[str, Any]]:
@@ -228,6 +257,11 @@ def _bars(ax: Any, lines: Sequence[str], points: Sequence[tuple[float, float]], 
     ax.set_yticks(at, lines)
 
 
+def _not_run(ax: Any) -> None:
+    ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", va="center")
+    ax.set(xticks=[], yticks=[])
+
+
 def _legend(ax: Any, where: str) -> None:
     if ax.get_legend_handles_labels()[0]:  # nothing is drawn where there are no records
         ax.legend(loc=where, fontsize=8)
@@ -241,11 +275,14 @@ def figure_methods(scale: str = "reduced") -> Any:
 
     t = tables.table("gestur", "shortcut")
     titles = {c.metric.removeprefix("test@"): c.title for c in t.columns}
-    fig, axes = plt.subplots(1, 2, figsize=(9, 5), sharey=True)
+    runs = {row.id: valid("gestur", "shortcut", scale, row.id) for row in t.rows}
+    fig, axes = plt.subplots(1, 2, figsize=(9, 5 if any(runs.values()) else 1.2), sharey=True)
     order = None
     for ax, row in zip(axes, t.rows, strict=True):
-        found = valid("gestur", "shortcut", scale, row.id)
+        found = runs[row.id]
         if not found:
+            ax.set_title(row.title)
+            _not_run(ax)
             continue
         unseen = {m: _metric(found, f"test@{m}") for m in titles}
         order = order or sorted(titles, key=lambda m: unseen[m][0])
@@ -284,7 +321,7 @@ def figure_lambda(table: str = "lambda", scale: str = "reduced") -> Any:
                 ax.annotate(f"chosen {times}×", (k, 0.02), xycoords=("data", "axes fraction"), ha="center",
                             fontsize=8)  # fmt: skip
         ax.set_xticks(range(len(names)), [n.removeprefix("lam=") for n in names])
-        ax.margins(0.08, 0.12)
+        ax.margins(0.13, 0.12)
         ax.set(xlabel="λ", title=f"{row.title} ({count(found)})")
     axes[0].set_ylabel("accuracy (%)")
     _legend(axes[0], "upper right")
