@@ -287,8 +287,7 @@ def valley(
 
     It starts at the first loss that none of the next `converge` - 1 undercuts, and ends before the first `tolerate`
     losses in a row that all exceed (1 + ratio) times the mean of the first `converge`. Without a start: the last alone.
-    (The official code also cuts off a tail of fewer than `tolerate` such losses when the training ends; the algorithm
-    as printed does not.)
+    As the algorithm is printed; its official code was not at hand.
     """
     n = len(losses)
     start = next((i for i in range(n - converge + 1) if losses[i] == min(losses[i : i + converge])), None)
