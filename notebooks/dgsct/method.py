@@ -240,7 +240,7 @@ print(
 # separately from the re-weighting inside the layers. Below are the committed runs of the
 # [binding and ablation tables](binding.ipynb): mean and 95 % interval over seeds.
 
-# %% mystnb={"figure": {"caption": "Accuracy on the binding task for each arm, pooled by the unit's map and by the mean, from the committed records. Line: guessing among the three visible colours.", "name": "fig-dgsct-binding"}, "image": {"alt": "Points with error bars: accuracy of the arms, for two ways of pooling"}}
+# %% mystnb={"figure": {"caption": "Accuracy on the binding task, from the committed records: of the arms with frozen encoders only those with a map that sound guides rise, and only when pooled by it. Bars are 95 % intervals over seeds; line: guessing among the three visible colours.", "name": "fig-dgsct-binding"}, "image": {"alt": "Points with error bars: accuracy of the arms, for two ways of pooling"}}
 arms = {row.id: row for row in tables.table("dgsct", "ablation").rows}
 found = [
     r

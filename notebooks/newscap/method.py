@@ -391,7 +391,7 @@ def titled(table, frame):
     return {order[k]: frame[frame["row"] == k] for k in known}
 
 
-# %% mystnb={"figure": {"caption": "Share of test captions with all five parts right, one dot per recorded run of the scale real, the bar is their mean; a single dot is a single seed.", "name": "fig-newscap-recorded"}, "image": {"alt": "Horizontal bars, one per way of giving or withholding the rule, with one dot per run"}}
+# %% mystnb={"figure": {"caption": "Share of test captions with all five parts right, one dot per seed of the scale real, three in every row (dots may lie on each other); the bar is their mean.", "name": "fig-newscap-recorded"}, "image": {"alt": "Horizontal bars, one per way of giving or withholding the rule, with one dot per run"}}
 rows = titled("conditions", recorded("conditions", "real"))
 fig, ax = plt.subplots(figsize=(8, 0.9 + 0.36 * len(rows)))
 for k, part in enumerate(rows.values()):

@@ -377,14 +377,18 @@ def stale(record: Mapping[str, Any], cell: Any) -> str | None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """Which of the metrics `names` that the record `old` has came out differently in `new` (beyond six digits)."""
+    """Which of the metrics `names` came out differently in `new` than in `old` (beyond six digits).
+
+    A metric that `old` lacks, or holds as None because it was not measured, is no difference.
+    """
 
     def same(a: Any, b: Any) -> bool:
         if not all(isinstance(x, int | float) for x in (a, b)):
             return a == b
         return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) or (math.isnan(a) and math.isnan(b))
 
-    return [n for n in names if n in old["metrics"] and not same(old["metrics"][n], new["metrics"].get(n))]
+    had = {n: old["metrics"][n] for n in names if old["metrics"].get(n) is not None}
+    return [n for n, value in had.items() if not same(value, new["metrics"].get(n))]
 
 
 def confirm(path: Path, witness: Mapping[str, Any]) -> None:

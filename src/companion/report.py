@@ -129,8 +129,8 @@ def table(paper: str, table_id: str, base: str = "../../") -> Html:
     t = tables.table(paper, table_id)
     parts = []
     origin = {"companion": "A table of ours; the paper has none like it.", "paper": "A table of the paper."}
-    parts.append(f"<p>{html.escape(origin.get(t.origin, t.origin.replace('paper:', 'In the paper:')))} "
-                 f"{_inline(t.caption)}</p>")  # fmt: skip
+    where = origin.get(t.origin, t.origin.replace("paper:", "In the paper:").rstrip(".") + ".")
+    parts.append(f"<p>{html.escape(where)} {_inline(t.caption)}</p>")
     committed = records.read(records.evidence_folder(), paper, table_id)
     mine = records.read(records.runs_folder(), paper, table_id)
     there = [s for s in t.scales if any(r["run"]["scale"] == s for r in committed + mine)]

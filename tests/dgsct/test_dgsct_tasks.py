@@ -452,6 +452,31 @@ def test_fused_unit_is_the_unit(name, sizes, training_mode):
                 assert float((p.grad - theirs[key].grad).abs().max()) < 1e-4 * largest
 
 
+def test_fused_gradients_in_double_precision():
+    """A full-size unit of the few-shot model (stage 3, audio). In single precision a ReLU's input within rounding of zero
+    falls on either side of it, which moves single gradients by far more than rounding; in double precision nothing does.
+    """
+    torch.manual_seed(3)
+    u = plain.open_gates(fast.FastPrompt(256, 384, 50, 768, PRESETS["few-shot"])).double()
+    x, g = (torch.randn(10, *s, dtype=torch.double, requires_grad=True) for s in ((256, 384), (50, 768)))
+    y, maps = u(x, g)
+    z, pool = plain.plain(u, x.mT[..., None], g.mT[..., None])
+    assert u.short
+    assert float((y - z.squeeze(-1).mT).detach().abs().max()) < 1e-12
+    noise = torch.randn(10, 256, 384, dtype=torch.double)
+    leaves = [x, g, *u.parameters()]
+    ours, theirs = (
+        torch.autograd.grad((out * noise).sum() + m.square().sum(), leaves, allow_unused=True)
+        for out, m in ((y, maps.pool), (z.squeeze(-1).mT, pool))
+    )
+    largest = max(float(t.abs().max()) for t in theirs if t is not None)
+    assert all(
+        float((a - b).abs().max()) < 1e-12 * largest
+        for a, b in zip(ours, theirs, strict=True)
+        if a is not None
+    )
+
+
 @pytest.mark.parametrize("off", ["latent", "channel", "spatial"])
 def test_fused_unit_leaves_out_what_the_unit_leaves_out(off):
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ as published, to compare with), `towers` (Swin-V2, HTS-AT, CLIP and small encode
 (waveform to log-mel image), `tasks`, `masks` and `prompts` (heads and losses of the main tasks, of segmentation, and
 of the few- and zero-shot tasks), `metrics`, `data` (public annotation formats), `media` (extracted frames and sounds of
 these sets), `extract` (the command that extracts them), `full` (training on them), `cost`; and for the reduced scale
-`world`, `pretrain`, `binding`, `events`, `parsing`, `digits`.
+`world`, `pretrain`, `binding`, `events`, `parsing`, `digits`; `summary` makes the chapter's tables from the records.
 """
 
 import importlib

@@ -1,0 +1,58 @@
+"""The chapter's tables: paired differences, and what can be had without pairing."""
+
+import json
+import math
+
+import pytest
+
+from companion import records, tables
+from companion.dgsct import parsing, summary
+
+
+def test_gap_is_paired_and_one_seed_has_no_interval():
+    assert summary.gap([]) == "not run"
+    assert summary.gap([-1.25]) == "−1.2"
+    # two seeds: t of one degree of freedom times the standard error of the mean, 12.71 * 1
+    assert summary.gap([1.0, 3.0]) == "+2.0 ± 12.7 (2)"
+
+
+def test_without_pairing_is_what_sound_and_picture_say_apart():
+    found = summary.without_pairing(200)
+    # three objects of about equal size, one or two of which sound
+    assert found["avs-s4"] == pytest.approx(100 / 3, abs=2)
+    assert found["avs-ms3"] == pytest.approx(200 / 3, abs=2)
+    assert found["few-shot"] == pytest.approx(100 / 3)
+    # of the three unseen colours of a shape the right one is in view, the others each by chance: 2 of 5 places
+    by_hand = sum(math.comb(2, k) * math.comb(3, 2 - k) / math.comb(5, 2) / (k + 1) for k in range(3))
+    assert found["zero-shot"] == pytest.approx(100 * by_hand, abs=3)
+    assert found["zero-shot"] > 100 / 3
+    # one answer per kind cannot be worse than the rarest case of two answers or six colours
+    assert 40 < found["avqa"] < 70
+
+
+def test_tasks_take_only_seeds_that_both_arms_have(tmp_path):
+    """Records of two seeds for one arm and one for the other: the difference is of the common seed."""
+    source = records.evidence_folder() / "reduced" / "dgsct" / "tasks"
+    for row, seeds in (("dg-sct", (0, 1)), ("unguided", (1,))):
+        one = json.loads((source / row / "few-shot" / "seed-0.json").read_text())
+        for seed in seeds:
+            one["run"]["seed"], one["metrics"]["headline"] = seed, 10.0 * (seed + 1 + (row == "dg-sct"))
+            records.write_json(tmp_path / f"reduced/dgsct/tasks/{row}/few-shot/seed-{seed}.json", one)
+    text = summary.tasks(tmp_path, clips=40)
+    line = next(part for part in text.split("<tr>") if "few-shot" in part)
+    cells = [x.split("</td>")[0] for x in line.split("<td>")[1:]]
+    assert cells == ["not run", "20.0", "25.0 ± 63.5 (2)", "+10.0", "33.3"]
+
+
+def test_grid_shows_what_was_run_and_refuses_what_is_not_there(tmp_path):
+    text = summary.grid("localisation", "reduced", ["inside", "peak"], tmp_path)
+    rows = tables.table("dgsct", "localisation").rows
+    assert text.count("not run") == 2 * len(rows)
+    with pytest.raises(
+        tables.TableError, match="localisation has no column 'insight'; it has accuracy, inside"
+    ):
+        summary.grid("localisation", "reduced", ["insight"], tmp_path)
+
+
+def test_tasks_names_every_task():
+    assert {c.id for c in tables.table("dgsct", "tasks").columns} == set(parsing.TASKS)
