@@ -293,3 +293,5 @@ def test_numbers_differ_beyond_six_digits_only():
     old = of(a=1.0, b=float("nan"), c=None, d=2.0)
     assert records.differences(old, of(a=1.0 + 1e-9, b=float("nan"), c=None, d=2.1), ["a", "b", "c"]) == []
     assert records.differences(old, of(a=1.001, b=0.0, c=1.0), ["a", "b", "c", "d", "e"]) == ["a", "b", "d"]
+    with pytest.raises(ValueError, match="no number to compare"):
+        records.differences(old, old, ["c", "e"])

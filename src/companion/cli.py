@@ -135,7 +135,12 @@ def confirm(args: argparse.Namespace) -> int:
         new = records.load(again)
         timed = ("s", "ms", "MiB", "GiB")
         names = [m.id for m in tables.table(args.paper, table).metrics if m.unit not in timed]
-        if changed := records.differences(old, new, names):
+        try:
+            changed = records.differences(old, new, names)
+        except ValueError as problem:
+            print(f"{table} {row} ({scale}): {problem}; run it again with `companion reproduce`")
+            continue
+        if changed:
             print(f"{table} {row} ({scale}): {changed[0]} was {old['metrics'][changed[0]]}, "
                   f"is {new['metrics'].get(changed[0])}; its {len(found)} records stay stale")  # fmt: skip
             continue

@@ -379,7 +379,8 @@ def stale(record: Mapping[str, Any], cell: Any) -> str | None:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """Which of the metrics `names` came out differently in `new` than in `old` (beyond six digits).
 
-    A metric that `old` lacks, or holds as None because it was not measured, is no difference.
+    A metric that `old` lacks, or holds as None because it was not measured, is no difference. Raises ValueError where
+    none is left: two records without a common number confirm nothing.
     """
 
     def same(a: Any, b: Any) -> bool:
@@ -388,6 +389,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], names: Iterable[
         return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) or (math.isnan(a) and math.isnan(b))
 
     had = {n: old["metrics"][n] for n in names if old["metrics"].get(n) is not None}
+    if not had:
+        raise ValueError("no number to compare: the record holds times and memory only")
     return [n for n, value in had.items() if not same(value, new["metrics"].get(n))]
 
 
