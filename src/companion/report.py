@@ -356,7 +356,8 @@ def benchmark(
 
     Args:
         name: the script, without ending.
-        finding: a sentence; `{key}` and `{key[inner]:.1f}` take numbers out of the stored file.
+        finding: a sentence; `{key}` and `{key[inner]:.1f}` take numbers out of the stored file, `{table[row][column]}`
+            out of the first of `parts`.
         parts: tables: key of the stored file (an object of objects or of numbers), caption, head of the first column, and the columns
             in their order, key to title ("" for plain numbers). The first is shown, the others are folded.
         titles: titles of rows whose keys are no words for a reader.
@@ -371,10 +372,14 @@ def benchmark(
     if not stored.is_file():
         return Html(f"<p>Not measured yet.</p>{command}</small></p>")
     found = json.loads(stored.read_text(encoding="utf-8"))
-    shown = [f"<p>{_inline(finding.format(**found))}</p>"]
+    first = found[parts[0][0]] if parts else {}
+    first |= {
+        int(key): values for key, values in first.items() if key.isdigit()
+    }  # format() reads [1] as a number
+    shown = [f"<p>{_inline(finding.format(**found, table=first))}</p>"]
     for k, (key, caption, head, columns) in enumerate(parts):
         rows = {(titles or {}).get(row, row): values if isinstance(values, dict) else {"": values}
-                for row, values in found[key].items()}  # fmt: skip
+                for row, values in found[key].items() if isinstance(row, str)}  # fmt: skip
         if lost := [c for c in columns if not any(c in values for values in rows.values())]:
             raise KeyError(f"{stored.name}: {key} has no column {lost[0]!r}")
         lines = "".join(
