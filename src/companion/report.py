@@ -158,8 +158,9 @@ def _grid(
         else ""
     )
     what = ", ".join(filter(None, (shown[0].title, shown[0].unit))) + f" {ARROWS[shown[0].direction]}"
-    caption = f"{scale.capitalize()} scale" + (f": {what.strip()}" if shared else "")
-    return (f'<div class="results"><table><caption>{html.escape(caption)}</caption><thead><tr><th scope="col"></th>'
+    only = " (reported; nothing was run)" if idle and sources.texts else ""
+    caption = f"{scale.capitalize()} scale" + (f": {what.strip()}" if shared else "") + only
+    return (f'<div class="results{" idle" if only else ""}"><table><caption>{html.escape(caption)}</caption><thead><tr><th scope="col"></th>'
             f'{"".join(f"""<th scope="col">{head}</th>""" for head in heads)}</tr></thead>'
             f'<tbody>{"".join(lines)}</tbody></table></div>{left}')  # fmt: skip
 
@@ -372,14 +373,14 @@ def benchmark(
     if not stored.is_file():
         return Html(f"<p>Not measured yet.</p>{command}</small></p>")
     found = json.loads(stored.read_text(encoding="utf-8"))
-    first = found[parts[0][0]] if parts else {}
+    first = dict(found[parts[0][0]]) if parts else {}
     first |= {
         int(key): values for key, values in first.items() if key.isdigit()
     }  # format() reads [1] as a number
     shown = [f"<p>{_inline(finding.format(**found, table=first))}</p>"]
     for k, (key, caption, head, columns) in enumerate(parts):
         rows = {(titles or {}).get(row, row): values if isinstance(values, dict) else {"": values}
-                for row, values in found[key].items() if isinstance(row, str)}  # fmt: skip
+                for row, values in found[key].items()}  # fmt: skip
         if lost := [c for c in columns if not any(c in values for values in rows.values())]:
             raise KeyError(f"{stored.name}: {key} has no column {lost[0]!r}")
         lines = "".join(
