@@ -127,7 +127,7 @@ print(
     },
 )
 
-# %% mystnb={"figure": {"caption": "The audio units' map over six spectrograms (time to the right; a cell of the map is 8 steps by 8 bands), before and after training. It stays flat for steady tones and becomes uneven for noise bursts and chirps; the sound is one source, so there is little to select.", "name": "fig-dgsct-maps-audio"}, "image": {"alt": "Two rows of six spectrograms with the audio map as a colour overlay, before and after training"}}
+# %% mystnb={"figure": {"caption": "The audio units' map over six spectrograms (time to the right; a cell of the map is 8 steps by 8 bands), before and after training. It stays flat for the first three and becomes uneven for falling chirps, noise bursts and two tones; the sound is one source, so there is little to select.", "name": "fig-dgsct-maps-audio"}, "image": {"alt": "Two rows of six spectrograms with the audio map as a colour overlay, before and after training"}}
 figure, axes = plt.subplots(2, 6, figsize=(9.6, 4.2))
 for i, (name, maps) in enumerate(rows[:2]):
     pool = maps["audio_2"].pool

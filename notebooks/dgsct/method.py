@@ -260,26 +260,29 @@ found = [
 runs = {(r["run"]["row"], r["run"]["seed"]): r["metrics"] for r in found}
 there = [name for name in arms if any(row == name for row, _ in runs)]
 figure, ax = plt.subplots(figsize=(8, 4.6))
-for n, pooling in enumerate(("map", "mean")):
-    for k, name in enumerate(there):
+lines = []
+for k, name in enumerate(there):
+    means = []
+    for n, pooling in enumerate(("map", "mean")):
         values = [m[pooling] for (row, _), m in runs.items() if row == name]
-        mean, half = sum(values) / len(values), tables.half_width(values)
+        means.append(sum(values) / len(values))
         ax.errorbar(
-            mean,
+            means[-1],
             k + 0.16 * (2 * n - 1),
-            xerr=half if len(values) > 1 else None,
+            xerr=tables.half_width(values) if len(values) > 1 else None,
             color=plotting.PALETTE[n],
             marker=plotting.MARKERS[n],
             capsize=3,
             linestyle="none",
             label="" if k else f"pooled by {pooling}",
         )
-        print(f"{arms[name]}, by {pooling}: {mean:.1f}")
+    lines.append("{}: {:.1f} by map, {:.1f} by mean".format(arms[name], *means))
+print("\n".join(lines))
 ax.axvline(100 / 3, color="0.5", linewidth=1)
 ax.set_yticks(range(len(there)), [arms[name] for name in there], fontsize=9)
 ax.set(xlabel="accuracy (%)")
 ax.invert_yaxis()
-ax.legend(loc="lower right")
+ax.legend(loc="upper right")
 
 # %% [markdown]
 # Read it in this order. (i) *DG-SCT by the map* against *unguided by the map*: what guidance is worth. (ii) *DG-SCT by
