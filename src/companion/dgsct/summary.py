@@ -42,34 +42,31 @@ def differences(
     found = [_pairs(table, scale, c, row, others, folder) for c in columns]
     titles = {r.id: r.title for r in t.rows}
     lines = [[f"minus {titles[o]}", *(gap(column[o]) for column in found)] for o in others]
-    return _html([f"{titles[row]} …", *_titles(t, at)], lines, caption)
+    heads = [
+        f"{title.removesuffix(', %')}, points" if title.endswith(", %") else title for title in _titles(t, at)
+    ]
+    return _html([f"{titles[row]} …", *heads], lines, caption)
 
 
 def gain(table: str, scale: str, column: str, row: str, than: str, folder: Path | str | None = None) -> str:
-    """`+3.2 ± 1.1 (3)`: what `row` has more than `than`, for a sentence. Raises TableError as `differences` does."""
-    return gap(_pairs(table, scale, column, row, [than], folder)[than])
+    """`+3.2 ± 1.1`: what `row` has more than `than`, for a sentence that says over how many seeds.
+
+    Raises TableError as `differences` does.
+    """
+    return gap(_pairs(table, scale, column, row, [than], folder)[than]).partition(" (")[0]
 
 
 def tasks(caption: str = "", folder: Path | str | None = None, clips: int = 400) -> report.Html:
-    """A line per task: the three arms, DG-SCT minus each of the others paired by seed, and `without_pairing`."""
+    """A line per task: the three arms, DG-SCT minus unguided paired by seed, and `without_pairing`."""
     t = tables.table("dgsct", "tasks")
     arms = {row.id: line for row, line in zip(t.rows, _results("tasks", "reduced", folder), strict=True)}
     floor = without_pairing(clips)
     lines = []
     for k, column in enumerate(t.columns):
         shown = [tables.text(arms[a][k]) for a in ("late-fusion", "unguided", "dg-sct")]
-        pairs = _pairs("tasks", "reduced", column.id, "dg-sct", ["unguided", "late-fusion"], folder)
-        shown += [gap(pairs["unguided"]), gap(pairs["late-fusion"])]
+        shown.append(gap(_pairs("tasks", "reduced", column.id, "dg-sct", ["unguided"], folder)["unguided"]))
         lines.append([column.title, *shown, f"{floor[column.id]:.1f}" if column.id in floor else "–"])
-    head = [
-        "%",
-        "late fusion",
-        "unguided",
-        "DG-SCT",
-        "DG-SCT − unguided",
-        "DG-SCT − late fusion",
-        "without pairing",
-    ]
+    head = ["%", "late fusion", "unguided", "DG-SCT", "DG-SCT − unguided", "without pairing"]
     return _html(head, lines, caption)
 
 
@@ -88,7 +85,7 @@ def figure_localisation(folder: Path | str | None = None) -> Any:
         inside, peak = (line[ids.index(c)].values for c in ("inside", "peak"))
         style = {"color": plotting.PALETTE[n], "marker": plotting.MARKERS[n], "linestyle": "none"}
         height = [inside[s] for s in sorted(inside)]
-        axes[0].plot([n] * len(height), height, **style)
+        axes[0].plot([n + 0.14 * (k - (len(height) - 1) / 2) for k in range(len(height))], height, **style)
         both = sorted(inside.keys() & peak.keys())
         if row.id != "told":  # reads no map
             axes[1].plot([peak[s] for s in both], [inside[s] for s in both], **style)
