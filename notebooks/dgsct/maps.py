@@ -294,5 +294,5 @@ axes[-1].set_xlabel("clip")
 figure.colorbar(drawn, ax=axes, label="gate")
 
 # %% [markdown]
-# The gates find the events. In the recorded runs the row *without* them does as well, because a segment of this world can be
-# told from its own sound and picture; see the [chapter](../../book/papers/dgsct.md) for the three seeds.
+# The gates find the events. Over three recorded seeds no difference from the row *without* gates can be shown, see the
+# [chapter](../../book/papers/dgsct.md): a segment of this world can be told from its own sound and picture.
