@@ -36,7 +36,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """L = CE(view 1) + CE(view 2) + lambda · L_co; which views are decoded, lambda and Gamma are not known from the paper."""
+    """L = mean CE of the decoded views + lambda · L_co; the views to decode, lambda and Gamma are our choice."""
 
     views: str = "both"  # clean, noisy or both: which views are encoded and decoded
     contrast: float = 0.1  # lambda
