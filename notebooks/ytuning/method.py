@@ -188,8 +188,8 @@ print("E_Y", tuple(net.queries("food").shape), "[1, task and labels, D]")
 # One Transformer decoder layer without a causal mask, because labels are a set:
 #
 # $$\begin{aligned}
-# A &= \mathrm{LN}(E + \mathrm{SA}(E)), \\
-# B &= \mathrm{LN}(A + \mathrm{CA}(A, H)), \\
+# A &= \mathrm{LN}(E + \mathrm{SA}(E)), \cr
+# B &= \mathrm{LN}(A + \mathrm{CA}(A, H)), \cr
 # E' &= \mathrm{LN}(B + W_2\, \mathrm{gelu}(W_1 B)).
 # \end{aligned} \tag{2}$$
 #
@@ -220,7 +220,7 @@ with torch.no_grad():
 # are. For each of the $A$ heads
 #
 # $$\begin{aligned}
-# q^\top (W_K h_m) &= (W_K^\top q)^\top h_m, \\
+# q^\top (W_K h_m) &= (W_K^\top q)^\top h_m, \cr
 # \sum_m w_m W_V h_m &= W_V \Big(\sum_m w_m h_m\Big).
 # \end{aligned}$$
 #
@@ -245,7 +245,7 @@ for labels in (2, 3, 150):
 # The task's vector is the anchor. Each label is scored by its match with it, and the best one wins:
 #
 # $$\begin{aligned}
-# s_c &= \frac{h_T^\top h_c}{\sqrt D}, \\
+# s_c &= \frac{h_T^\top h_c}{\sqrt D}, \cr
 # \hat y &= \arg\max_c s_c.
 # \end{aligned} \tag{3}$$
 #
