@@ -144,3 +144,22 @@ def test_the_run_that_the_page_on_epochs_shows_is_the_recorded_one():
     kept = json.loads(path.read_text())["metrics"]
     assert r2 == [round(kept[name], 3) for name in ("r2", "r2_published", "r2_last")]
     assert sum("image/png" in out.get("data", {}) for _, out in outputs("yield_selection")) == 2
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_every_cell_of_the_chapter_runs_with_and_without_records(empty, tmp_path, monkeypatch):
+    if empty:
+        monkeypatch.setattr(records, "evidence_folder", lambda: tmp_path)
+    text = (records.checkout() / "book" / "papers" / "reactiont5.md").read_text()
+    names, shown = {}, 0
+    for cell in re.findall(r"^```\{code-cell\}\n(.*?)^```", text, re.M | re.S):
+        source = re.sub(r"\A---\n.*?\n---\n|\A(?::[^\n]*\n)+", "", cell, flags=re.S)
+        *start, last = source.rstrip().split("\n")
+        exec("\n".join(start), names)
+        value = eval(last, names) if last.startswith(("summary.", "patents(")) else exec(last, names)
+        if value is not None:
+            shown += 1
+            assert ("not run" in value) or not empty
+            assert value.count("<td>") > 5
+    assert shown == text.count("\nsummary.excerpt(") + text.count("\npatents(") + 2  # yields, choices
+    plt.close("all")
