@@ -75,7 +75,7 @@ def test_yields_stand_below_what_the_authors_report(tmp_path):
     ]
     assert found["random forest, DRFP"] == ["not run"] * 6
     chosen = lines(summary.choices(tmp_path))
-    assert [v[3] for k, v in chosen.items() if k.startswith("pre-trained")] == [
+    assert [v[3] for k, v in chosen.items() if k.startswith("patents")] == [
         "0.500",
         "0.625",
         "0.000",
