@@ -21,10 +21,11 @@ mystnb:
 
 # {short}: results
 
-Every cell shows what was **reported** (hover for where it was read; *unknown* where nobody could read it) and what
-**our runs** gave: the mean over seeds with its 95 % interval and the number of seeds, linked to a run record.
-*Not run* and *stale* mean what they say. A number at the reduced scale says nothing about the paper's own numbers;
-only the `full` scale can reproduce those.
+Every cell shows what was **reported** (small numbers lead to where it was read, below the table; *unknown* where
+nobody could read it) and what **our runs** gave: the mean over seeds with its {{term}}`95 % interval` and the number of
+seeds, linked to a {{term}}`record`; without ±, all seeds gave the same number. *Not run* and
+{{term}}`stale` mean what they say. A number at the reduced or real scale says nothing about the paper's own numbers;
+only the `full` {{term}}`scale` can reproduce those.
 
 ```{{code-cell}}
 :tags: [remove-input]
