@@ -108,7 +108,17 @@ for k in range(4):
 # %% [markdown]
 # Two small transformers were trained on *single* objects and *single* sounds
 # ([pre-training](pretraining.ipynb)); both are frozen from here on. After their first stage a frame is 16 tokens of
-# width 48, and so is a sound.
+# width 48, and so is a sound. Their recorded training, with what they reach on fresh single objects and sounds:
+
+# %% mystnb={"figure": {"caption": "The recorded pre-training of the two encoders, each on its own modality: 1000 steps, the weights that all runs of the reduced scale start from. The visual loss is the sum of two cross-entropies, shape and colour. Means of fifty steps.", "name": "fig-dgsct-method-pretraining"}, "image": {"alt": "Two falling curves of cross-entropy over 1000 steps, for the visual and the audio encoder"}}
+series = {}
+for r in records.read(records.evidence_folder(), "dgsct", "pretraining", "real"):
+    name, (x, y) = r["run"]["row"], torch.tensor(r["curves"]["loss"]).T
+    whole = len(x) // 10 * 10
+    smooth = [part[:whole].view(-1, 10).mean(1) for part in (x, y)]
+    series[f"{name} encoder"] = torch.stack(smooth, 1).tolist()
+    print(name, {k: f"{v:.1f} %" for k, v in r["metrics"].items() if v is not None})
+axes = plotting.curves(series, y="cross-entropy", log="y")
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -240,8 +250,8 @@ print(
 # separately from the re-weighting inside the layers. Below are the committed runs of the
 # [binding and ablation tables](binding.ipynb): mean and 95 % interval over seeds.
 
-# %% mystnb={"figure": {"caption": "Accuracy on the binding task, from the committed records: of the arms with frozen encoders only those with a map that sound guides rise, and only when pooled by it. Bars are 95 % intervals over seeds; line: guessing among the three visible colours.", "name": "fig-dgsct-binding"}, "image": {"alt": "Points with error bars: accuracy of the arms, for two ways of pooling"}}
-arms = {row.id: row for row in tables.table("dgsct", "ablation").rows}
+# %% mystnb={"figure": {"caption": "Accuracy on the binding task, from the committed records: of the arms with frozen encoders only those with a map that sound guides rise, and only when pooled by it. Bars are 95 % intervals over seeds; line: guessing among the three visible colours.", "name": "fig-dgsct-binding"}, "image": {"alt": "Points with horizontal error bars: accuracy of the arms, for two ways of pooling"}}
+arms = {row.id: row.title for row in tables.table("dgsct", "ablation").rows}
 found = [
     r
     for name in ("binding", "ablation")
@@ -249,33 +259,35 @@ found = [
 ]
 runs = {(r["run"]["row"], r["run"]["seed"]): r["metrics"] for r in found}
 there = [name for name in arms if any(row == name for row, _ in runs)]
-# Student's t for 95 %, by number of seeds
-t95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
-series = {}
-for pooling in ("map", "mean"):
-    points = []
-    for k, name in enumerate(there):
-        values = torch.tensor(
-            [m[pooling] for (row, _), m in runs.items() if row == name]
+figure, ax = plt.subplots(figsize=(8, 4.6))
+lines = []
+for k, name in enumerate(there):
+    means = []
+    for n, pooling in enumerate(("map", "mean")):
+        values = [m[pooling] for (row, _), m in runs.items() if row == name]
+        means.append(sum(values) / len(values))
+        ax.errorbar(
+            means[-1],
+            k + 0.16 * (2 * n - 1),
+            xerr=tables.half_width(values) if len(values) > 1 else None,
+            color=plotting.PALETTE[n],
+            marker=plotting.MARKERS[n],
+            capsize=3,
+            linestyle="none",
+            label="" if k else f"pooled by {pooling}",
         )
-        half = float("nan")
-        if len(values) in t95:
-            half = t95[len(values)] * float(values.std()) / len(values) ** 0.5
-        points.append((k, float(values.mean()), half))
-    series[f"pooled by {pooling}"] = points
-figure, ax = plt.subplots(figsize=(8, 3.6))
-plotting.intervals(series, y="accuracy (%)", ax=ax)
-for line in ax.lines:
-    line.set_linestyle("none")
-ax.axhline(100 / 3, color="0.5", linewidth=1)
-ax.set_xticks(range(len(there)), there, rotation=25, ha="right", fontsize=9)
-for name, points in series.items():
-    print(name, {there[k]: round(mean, 1) for k, mean, _ in points})
+    lines.append("{}: {:.1f} by map, {:.1f} by mean".format(arms[name], *means))
+print("\n".join(lines))
+ax.axvline(100 / 3, color="0.5", linewidth=1)
+ax.set_yticks(range(len(there)), [arms[name] for name in there], fontsize=9)
+ax.set(xlabel="accuracy (%)")
+ax.invert_yaxis()
+ax.legend(loc="upper right")
 
 # %% [markdown]
 # Read it in this order. (i) *DG-SCT by the map* against *unguided by the map*: what guidance is worth. (ii) *DG-SCT by
 # the mean* against *unguided by the mean*: what guidance inside the layers is worth when the map is not used.
-# (iii) *no-reweighting* keeps the guided map and sets $\alpha=\beta=0$: what re-weighting adds to the map.
+# (iii) The row *α = β = 0* keeps the guided map: what re-weighting adds to it.
 # In this task the gain comes from the guided pooling map. That is a statement about two small encoders with one
 # prompted layer each and a label that is nothing but binding; it does not say what happens at full size.
 # [What the method sees](maps.ipynb) draws the maps.

@@ -17,8 +17,8 @@
 #
 # DG-SCT adapts encoders that were trained on one modality each. At the reduced scale these are two small
 # transformers: one learns shape and colour of *single* objects, the other learns timbres of *single* sounds. Neither
-# ever meets the other modality, or more than one object. The run behind the committed weights is recorded; by default
-# this notebook only takes a few steps to show how it goes.
+# ever meets the other modality, or more than one object. The run behind the committed weights (1000 steps) is recorded,
+# and the [walk-through](method.ipynb) draws it; by default this notebook only takes ten steps to show how it goes.
 
 # %% tags=["hide-input"]
 # Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.
@@ -70,7 +70,7 @@ fitted = pretrain.fit(model, p["modality"], p["frames"], p["steps"], seed)
 metrics = pretrain.evaluate(model, p["modality"], seed)
 print({k: v and round(v, 1) for k, v in metrics.items()})
 
-# %% mystnb={"figure": {"caption": "Training loss of this run.", "name": "fig-dgsct-pretraining"}, "image": {"alt": "Cross-entropy of the uni-modal encoder falling over the training steps"}}
+# %% mystnb={"figure": {"caption": "Training loss of this run; by default ten steps, of which nothing can be concluded. The recorded runs of 1000 steps are drawn in the walk-through.", "name": "fig-dgsct-pretraining"}, "image": {"alt": "Cross-entropy of the uni-modal encoder over the few training steps of this run"}}
 axes = plotting.curves(
     {"cross-entropy": fitted.curves["loss"]},
     y="cross-entropy",

@@ -19,8 +19,8 @@
 # procedural world (three objects, one or two of them sound, another shape may be heard off screen). At the full scale
 # the same notebook trains the paper's models on the public sets, where videos and weights are there.
 #
-# Do not expect guidance to win everywhere. In the first recorded seed it gains a lot in few-shot, something in masks of one
-# source, and nothing that could be told in the others; the [chapter](../../book/papers/dgsct.md) has all rows with their seeds.
+# Do not expect guidance to win everywhere. Over three recorded seeds it gains a lot in few-shot; in the other tasks no gain over
+# the same units without guidance can be told from the noise. The [chapter](../../book/papers/dgsct.md) has all rows with intervals.
 
 # %% tags=["hide-input"]
 # Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.

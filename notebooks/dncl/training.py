@@ -123,7 +123,7 @@ for eta in s.etas:
 # The mechanism that the paper claims: noise should move the features little, compared with the distance between
 # different expressions. The ratio is 0 for an encoder that is blind to noise.
 
-# %% mystnb={"figure": {"caption": "Distance between the clean and the noisy features (eta = 0.1) of held-out data sets, over the mean distance between data sets, before and after training.", "name": "fig-dncl-training-features"}, "image": {"alt": "Two histograms of the relative feature distance, before and after training"}}
+# %% mystnb={"figure": {"caption": "Distance between the clean and the noisy features (eta = 0.1) of held-out data sets, over the mean distance between data sets, before and after training.", "name": "fig-dncl-training-features"}, "image": {"alt": "Two density curves of the relative feature distance on held-out data sets: before and after training"}}
 after = {
     eta: experiment.feature_distance(net, held, eta, p["held_out"], seed)
     for eta in s.etas[1:]

@@ -102,6 +102,7 @@ print(model.formula_)
 # that selected one of them:
 
 # %%
+pd.set_option("display.max_colwidth", None)  # show formulas whole
 front = model.equations_
 front[["formula", "length", "r2", "bic", "selected"]].round(3)
 

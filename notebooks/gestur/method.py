@@ -301,10 +301,18 @@ watch = analysis.GradientWatch(probes[1:], probes[0], net.module, every=5)
 watched = recipe.build(p, net, parts, "art", 0, lam=0.1)
 _ = protocol.train(watched, parts, [0], rules, watch=watch)
 means = watch.means()
-for k, v in means.items():
-    print(f"{k:<10} {v:+.3f}")
+print("means over training")
+for title, value in {
+    "cosine of the unseen gradient with the source gradient": means["source"],
+    "                          ... with the estimate": means["estimate"],
+    "                          ... with both together": means["combined"],
+    "cosine with the wanted direction, observed": means["descent"],
+    "                              ... corrected": means["corrected"],
+    "distance of the trained from the averaged weights": means["gap"],
+}.items():
+    print(f"{title:<56} {value:+.3f}")
 
-# %% mystnb={"figure": {"caption": "Left: cosine of the unseen gradient with the source gradient and with the estimate, one run, target art. Right: what the correction adds to the cosine with the wanted direction (sources and target together), next to how far the weights have gone.", "name": "fig-gestur-cosines"}, "image": {"alt": "Left panel: cosines over training of source gradient and estimate with the unseen gradient. Right panel: change of the cosine with the wanted direction by adding the estimate"}}
+# %% mystnb={"figure": {"caption": "Left: cosine of the unseen gradient with the source gradient and with the estimate, one run, target art. Right: what the correction adds to the cosine with the wanted direction (sources and target together).", "name": "fig-gestur-cosines"}, "image": {"alt": "Left panel: cosines over training of source gradient and estimate with the unseen gradient. Right panel: change of the cosine with the wanted direction by adding the estimate"}}
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
 plotting.curves({"source gradient": [[r["step"], r["source"]] for r in watch.rows],
                  "estimate": [[r["step"], r["estimate"]] for r in watch.rows],

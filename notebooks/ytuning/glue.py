@@ -162,7 +162,7 @@ for task, (train, valid, dev) in read.items():
     answers = protocol.predict(outcomes[task].model, dev.source).argmax(1)
     scores[task] = metrics.of_task(task, answers, dev.target)
 
-# %% mystnb={"figure": {"caption": "Score on the choosing part after each epoch; the best epoch is kept.", "name": "fig-ytuning-glue-epochs"}, "image": {"alt": "Validation score of this run over the training steps"}}
+# %% mystnb={"figure": {"caption": "Accuracy on the choosing part after each epoch, in % (CoLA: correlation); the best epoch is kept. A line per task: aspect is the judgement of the food, roles is who did what to whom.", "name": "fig-ytuning-glue-epochs"}, "image": {"alt": "Lines of the validation score of this run over the training steps, one per task"}}
 axes = plotting.curves(
     {task: outcome.curves["valid"] for task, outcome in outcomes.items()},
     y="validation score",

@@ -187,8 +187,11 @@ print("E_Y", tuple(net.queries("food").shape), "[1, task and labels, D]")
 #
 # One Transformer decoder layer without a causal mask, because labels are a set:
 #
-# $$A = \mathrm{LN}(E + \mathrm{SA}(E)), \quad B = \mathrm{LN}(A + \mathrm{CA}(A, H)), \quad
-# E' = \mathrm{LN}(B + W_2\, \mathrm{gelu}(W_1 B)). \tag{2}$$
+# $$\begin{aligned}
+# A &= \mathrm{LN}(E + \mathrm{SA}(E)), \cr
+# B &= \mathrm{LN}(A + \mathrm{CA}(A, H)), \cr
+# E' &= \mathrm{LN}(B + W_2\, \mathrm{gelu}(W_1 B)).
+# \end{aligned} \tag{2}$$
 #
 # SA lets the labels see each other; CA lets them read the frozen tokens. The same in plain tensor operations, with
 # the package's weights, gives the same numbers:
@@ -216,7 +219,10 @@ with torch.no_grad():
 # text, and there are only $N = 1 + C$ queries to use it. So the package moves the two matrices to where the labels
 # are. For each of the $A$ heads
 #
-# $$q^\top (W_K h_m) = (W_K^\top q)^\top h_m, \qquad \sum_m w_m W_V h_m = W_V \Big(\sum_m w_m h_m\Big).$$
+# $$\begin{aligned}
+# q^\top (W_K h_m) &= (W_K^\top q)^\top h_m, \cr
+# \sum_m w_m W_V h_m &= W_V \Big(\sum_m w_m h_m\Big).
+# \end{aligned}$$
 #
 # The numbers are the same, as the cell above has shown. No token is projected: $2 M D^2$ multiplications a text become
 # $2 A N M D$, and no keys or values wait for the backward pass. It works because labels are few and the tokens are
@@ -238,7 +244,10 @@ for labels in (2, 3, 150):
 #
 # The task's vector is the anchor. Each label is scored by its match with it, and the best one wins:
 #
-# $$s_c = \frac{h_T^\top h_c}{\sqrt D}, \qquad \hat y = \arg\max_c s_c. \tag{3}$$
+# $$\begin{aligned}
+# s_c &= \frac{h_T^\top h_c}{\sqrt D}, \cr
+# \hat y &= \arg\max_c s_c.
+# \end{aligned} \tag{3}$$
 #
 # Training asks that the right label's score exceeds every other one by a margin $\alpha$:
 #

@@ -282,8 +282,8 @@ axis.axhline(
 axis.set_xticks(
     range(3), ["a new head", "the old one goes on", "only the new vectors"]
 )
-axis.set(ylabel="accuracy, %", ylim=(0, 125), title="Labels that arrive later")
-axis.legend(loc="upper center", ncols=3, fontsize=9)
+axis.set(ylabel="accuracy, %", ylim=(0, 100), title="Labels that arrive later")
+figure.legend(loc="outside lower center", ncols=3, fontsize=9)
 
 # %% [markdown]
 # ## Record

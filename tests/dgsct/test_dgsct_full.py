@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from companion import datasets
-from companion.dgsct import checkpoints, extract, full, media
+from companion.dgsct import checkpoints, extract, full, media, official
 from companion.dgsct.audio import LogMel, read_sound
 from companion.dgsct.data import AVE_CLASSES, LLP_CLASSES, class_missing, read_vggsound40k
 from companion.dgsct.masks import AVSHead
-from companion.dgsct.model import DualGuidedEncoder, PromptConfig
+from companion.dgsct.model import OFFICIAL_NAMES, DualGuidedEncoder, PromptConfig
 from companion.dgsct.tasks import AVEHead, AVQAHead, AVVPHead
 from companion.dgsct.towers import htsat_tower, swinv2_tower
 from tests.dgsct.test_dgsct_data import video
@@ -345,10 +345,8 @@ def test_swin_weights_of_timm():
         checkpoints.load_timm_swinv2(ours.model, state)
 
 
-def test_htsat_checkpoint_round_trip(tmp_path):
-    """transformers' tower written out under HTS-AT's names and read back: the same features."""
-    torch.manual_seed(0)
-    source, fresh = hearing().eval(), hearing().eval()
+def htsat_state(source, prefix) -> dict:
+    """A `hearing()` tower's weights under HTS-AT's own names."""
     state, stack = {}, {}
     names = {"batch_norm": "bn0", "attention.output.dense": "attn.proj", "layernorm_before": "norm1",
              "layernorm_after": "norm2", "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
@@ -360,9 +358,17 @@ def test_htsat_checkpoint_round_trip(tmp_path):
             continue
         for ours, theirs in names.items():
             name = name.replace(ours, theirs)
-        state[f"sed_model.{name}"] = value
+        state[prefix + name] = value
     for name, three in stack.items():
-        state[f"sed_model.{name}"] = torch.cat([three[k] for k in ("query", "key", "value")])
+        state[prefix + name] = torch.cat([three[k] for k in ("query", "key", "value")])
+    return state
+
+
+def test_htsat_checkpoint_round_trip(tmp_path):
+    """transformers' tower written out under HTS-AT's names and read back: the same features."""
+    torch.manual_seed(0)
+    source, fresh = hearing().eval(), hearing().eval()
+    state = htsat_state(source, "sed_model.")
     state["sed_model.head.weight"] = torch.zeros(5, 48)
     state["sed_model.logmel_extractor.melW"] = torch.zeros(513, 16)
     torch.save({"state_dict": state}, tmp_path / "HTSAT.ckpt")
@@ -372,6 +378,46 @@ def test_htsat_checkpoint_round_trip(tmp_path):
         assert torch.equal(source(x), fresh(x))
     with pytest.raises(ValueError, match="has nothing for 'batch_norm"):
         checkpoints.load_htsat(fresh.encoder, {"a": torch.zeros(1)})
+
+
+def test_a_whole_published_checkpoint_round_trips():
+    """Towers and units under the published names, the head with them: same outputs, and the head's names come back."""
+    import timm
+
+    torch.manual_seed(0)
+    kind = timm.models.swin_transformer_v2.SwinTransformerV2
+    theirs = kind(
+        img_size=32, window_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 4), num_classes=3
+    ).eval()
+    source, fresh = (DualGuidedEncoder(swin(depths=[2, 2]), hearing(), SMALL).eval() for _ in range(2))
+    checkpoints.load_timm_swinv2(source.visual.model, theirs.state_dict())
+    state = {f"module.swin.{k}": v for k, v in theirs.state_dict().items()} | htsat_state(
+        source.audio, "module.htsat."
+    )
+    for ours, blocks in official.BLOCKS.items():
+        for k, unit in enumerate(getattr(source, ours)):
+            with torch.no_grad():
+                for name, p in unit.named_parameters():
+                    if name.endswith("gate"):
+                        p.fill_(0.7)
+            for name, value in unit.state_dict().items():
+                part, _, leaf = name.partition(".")
+                name = OFFICIAL_NAMES[part] + (f".{leaf}" if leaf else "")
+                state[f"module.{blocks}.{k}.{name}"] = value.clone()
+    head = {"module.CMBS.fc.weight": torch.zeros(2, 2), "module.temporal_attn.gamma": torch.zeros(1)}
+    assert official.load_official_encoder(fresh, state | head) == ["CMBS.fc.weight", "temporal_attn.gamma"]
+    x, y = torch.randn(2, 3, 32, 32), torch.randn(2, 1, 64, 16)
+    with torch.no_grad():
+        a, b = source(x, y), fresh(x, y)
+    assert torch.equal(a.visual, b.visual)
+    assert torch.equal(a.audio, b.audio)
+    assert not torch.equal(a.visual, source.visual(x))  # the units were not silent
+    short = {k: v for k, v in state.items() if "vis_adapter_blocks_p2.1." not in k}
+    with pytest.raises(ValueError, match=r"holds \d units of 'vis_adapter_blocks_p2'; this encoder has \d"):
+        official.load_official_encoder(fresh, short)
+    torn = {k: v for k, v in state.items() if k != "module.audio_adapter_blocks_p1.0.fc.weight"}
+    with pytest.raises(ValueError, match=r"^audio_adapter_blocks_p1\.0: .* no 'fc\.weight'"):
+        official.load_official_encoder(fresh, torn)
 
 
 # --- extraction and bad media ------------------------------------------------------------------------

@@ -38,21 +38,91 @@ def test_tasks_take_only_seeds_that_both_arms_have(tmp_path):
         for seed in seeds:
             one["run"]["seed"], one["metrics"]["headline"] = seed, 10.0 * (seed + 1 + (row == "dg-sct"))
             records.write_json(tmp_path / f"reduced/dgsct/tasks/{row}/few-shot/seed-{seed}.json", one)
-    text = summary.tasks(tmp_path, clips=40)
+    text = summary.tasks(folder=tmp_path, clips=40)
     line = next(part for part in text.split("<tr>") if "few-shot" in part)
     cells = [x.split("</td>")[0] for x in line.split("<td>")[1:]]
     assert cells == ["not run", "20.0", "25.0 ± 63.5 (2)", "+10.0", "33.3"]
 
 
 def test_grid_shows_what_was_run_and_refuses_what_is_not_there(tmp_path):
-    text = summary.grid("localisation", "reduced", ["inside", "peak"], tmp_path)
+    text = summary.grid("localisation", "reduced", ["inside", "peak"], "What came out.", tmp_path)
     rows = tables.table("dgsct", "localisation").rows
     assert text.count("not run") == 2 * len(rows)
+    assert "<caption>What came out.</caption>" in text
     with pytest.raises(
         tables.TableError, match="localisation has no column 'insight'; it has accuracy, inside"
     ):
-        summary.grid("localisation", "reduced", ["insight"], tmp_path)
+        summary.grid("localisation", "reduced", ["insight"], folder=tmp_path)
 
 
 def test_tasks_names_every_task():
     assert {c.id for c in tables.table("dgsct", "tasks").columns} == set(parsing.TASKS)
+
+
+def test_differences_are_of_one_row_against_others_and_refuse_what_is_not_there(tmp_path):
+    source = records.evidence_folder() / "reduced" / "dgsct" / "localisation"
+    for row, values in (("dg-sct", (50.0, 60.0)), ("unguided", (30.0, 50.0)), ("late-fusion", (40.0,))):
+        one = json.loads((source / row / "all" / "seed-0.json").read_text())
+        for seed, value in enumerate(values):
+            one["run"]["seed"], one["metrics"]["inside"] = seed, value
+            records.write_json(tmp_path / f"reduced/dgsct/localisation/{row}/all/seed-{seed}.json", one)
+    text = summary.differences(
+        "localisation", "reduced", ["inside"], "dg-sct", ["unguided", "late-fusion", "told"], "", tmp_path
+    )
+    cells = [x.split("</td>")[0] for x in text.split("<td>")[1:]]
+    assert cells == ["+15.0 ± 63.5 (2)", "+10.0", "not run"]
+    assert summary.gain("localisation", "reduced", "inside", "dg-sct", "late-fusion", tmp_path) == "+10.0"
+    for row, column in (("short", "insight"), ("shuffled", "inside")):
+        with pytest.raises(
+            tables.TableError, match=r"localisation has no (column 'insight'|row 'shuffled'); it has"
+        ):
+            summary.gain("localisation", "reduced", column, row, "unguided", tmp_path)
+
+
+def test_figure_draws_a_mark_per_seed(tmp_path):
+    pytest.importorskip("matplotlib").use("Agg")
+    left, right = summary.figure_localisation()
+    marks = [len(line.get_xdata()) for line in left.lines[:-1]]
+    rows = tables.table("dgsct", "localisation").rows
+    runs = [r["run"] for r in records.read(records.evidence_folder(), "dgsct", "localisation", "reduced")]
+    assert marks == [sum(r["row"] == row.id for r in runs) for row in rows]
+    assert len(right.lines) == len(rows)  # without "told", which reads no map, with the line of a guess
+
+
+# what the chapter says in words, per table, column, row and the row it is held against: +1 a gain, 0 nothing shown
+SAID = {
+    ("tasks", "few-shot", "dg-sct", "unguided"): 1,
+    ("tasks", "avs-s4", "dg-sct", "unguided"): 0,
+    ("tasks", "avs-s4", "unguided", "late-fusion"): 1,
+    ("tasks", "avs-s4", "dg-sct", "late-fusion"): 1,
+    ("tasks", "avs-ms3", "dg-sct", "unguided"): 0,
+    ("tasks", "zero-shot", "dg-sct", "unguided"): 0,
+    ("tasks", "avvp", "dg-sct", "unguided"): 0,
+    ("tasks", "avqa", "dg-sct", "unguided"): 0,
+    ("localisation", "peak", "dg-sct", "unguided"): 1,
+    ("localisation", "event", "dg-sct", "unguided"): 1,
+    ("localisation", "inside", "dg-sct", "unguided"): 0,
+    ("localisation", "inside", "no-temporal", "unguided"): 1,
+    ("localisation", "accuracy", "dg-sct", "no-temporal"): 0,
+    ("ablation", "map", "dg-sct", "unguided"): 1,
+    ("ablation", "map", "dg-sct", "shuffled"): 1,
+    ("ablation", "map", "dg-sct", "fine-tuning"): 1,
+    ("ablation", "map", "dg-sct", "to-audio"): 1,
+    ("ablation", "map", "dg-sct", "to-visual"): 0,
+    ("ablation", "map", "dg-sct", "no-reweighting"): 0,
+    ("ablation", "map", "dg-sct", "no-channel"): 0,
+    ("ablation", "map", "dg-sct", "no-latent"): 0,
+    ("ablation", "mean", "dg-sct", "unguided"): 0,
+    ("ablation", "mean", "fine-tuning", "late-fusion"): 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "sign"), SAID.items())
+def test_the_chapters_words_are_what_the_records_say(where, sign):
+    table, column, row, than = where
+    # the sentences speak of three seeds
+    text = summary.differences(table, "reduced", [column], row, [than])
+    assert text.count(" (3)</td>") == 1
+    mean, half = summary.gain(table, "reduced", column, row, than).replace("−", "-").split(" ± ")
+    assert (float(mean) > float(half)) == (sign > 0)
+    assert float(mean) > -float(half)

@@ -85,6 +85,33 @@ def test_the_table_of_everything(tmp_path):
     assert "held-out images of the sources" in summary.rule()
 
 
+def test_differences_have_the_sign_that_their_head_says(tmp_path):
+    cell = tables.cell("gestur", "ablation", "strong", "all")
+    for seed in (0, 1):
+        metrics = dict.fromkeys(cell.metrics, 70.0 + seed)
+        ours = next(c.metric for c in tables.table("gestur", "ablation").columns if c.id == "published")
+        records.Run(cell, seed, tmp_path).save(metrics | {ours: 75.0 + seed})
+    frame = summary.differences("ablation", "reduced", "published", tmp_path)
+    assert set(frame.iloc[:, 0]) == {"+5.0 ± 0.0"}
+    frame = summary.differences("ablation", "reduced", "published", tmp_path, others_minus=True)
+    assert frame.index.name.startswith("minus ")
+    assert set(frame.iloc[:, 0]) == {"-5.0 ± 0.0"}
+
+
+def test_rivals_are_paired_by_seed_and_best_first(tmp_path):
+    for row, values in {"gestur": (30.0, 32.0), "erm": (31.0, 34.0), "mixup": (20.0,)}.items():
+        cell = tables.cell("gestur", "pacs", row, "all", "real")
+        for seed, value in enumerate(values):
+            records.Run(cell, seed, tmp_path).save(dict.fromkeys(cell.metrics, value))
+    frame = summary.rivals(folder=tmp_path)
+    assert list(frame.index) == ["ERM", "GESTUR (λ = 0.1)", "Mixup"]
+    gaps = list(frame["GESTUR (λ = 0.1) minus it"])
+    assert gaps[0].startswith("-1.5 ± ")
+    assert gaps[1:] == ["–", "+10.0"]
+    with pytest.raises(ValueError, match="no valid records of gestur pacs"):
+        summary.rivals(row="sam", folder=tmp_path)
+
+
 def test_figures_show_means_and_intervals_of_the_valid_records(tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
 
@@ -102,10 +129,14 @@ def test_figures_show_means_and_intervals_of_the_valid_records(tmp_path, monkeyp
     assert summary.interval([70.0, 80.0])[1] == pytest.approx(12.7062 * 50**0.5 / 2**0.5)
     frame = summary.differences("lambda", "reduced", "lam-0.1", tmp_path)
     assert frame.loc["λ = 0 (EMA)", "GESTUR, s = 0.95 (2 seeds)"] == "+0.0 ± 0.0"
-    assert "+0.0 ± 0.0" in summary.block(summary.differences, "lambda", "reduced", "lam-0.1", tmp_path)
+    shown = summary.block(
+        summary.differences, "lambda", "reduced", "lam-0.1", tmp_path, caption="Points", fold="λ < 1"
+    )
+    assert "+0.0 ± 0.0" in shown
+    assert "><caption>Points</caption>" in shown
+    assert shown.startswith("<details><summary>λ &lt; 1</summary>")
     # a page is built all the same where nothing has been run
-    wanted = "<p>Not run: there are no valid records of gestur selection at scale reduced.</p>"
-    assert summary.block(summary.selection, tmp_path) == wanted
+    assert summary.block(summary.selection, tmp_path, caption="Rules.") == "<p>Not run: Rules.</p>"
     for make in (summary.figure_methods, summary.figure_ablation, summary.figure_gradients):
         make()  # empty, not an error
     assert [t.get_text() for ax in summary.figure_methods("real").axes for t in ax.texts] == ["not run"] * 2

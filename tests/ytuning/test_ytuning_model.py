@@ -1,4 +1,4 @@
-"""The label decoder, its pointer and its loss: what the specification of Y-Tuning demands."""
+"""The label decoder, its pointer and its loss: what equations (1) to (4) of the walk-through demand."""
 
 import itertools
 

@@ -4,7 +4,8 @@ Rooms, from the method outwards: `model` (the unit and the pairing of two encode
 as published, to compare with), `towers` (Swin-V2, HTS-AT, CLIP and small encoders behind one interface), `audio`
 (waveform to log-mel image), `tasks`, `masks` and `prompts` (heads and losses of the main tasks, of segmentation, and
 of the few- and zero-shot tasks), `metrics`, `data` (public annotation formats), `media` (extracted frames and sounds of
-these sets), `extract` (the command that extracts them), `full` (training on them), `cost`; and for the reduced scale
+these sets), `extract` (the command that extracts them), `full` (training on them), `checkpoints` and `official` (published
+weights of the towers, and of a whole model), `fast` (the units fused), `cost`; and for the reduced scale
 `world`, `pretrain`, `binding`, `events`, `parsing`, `digits`; `summary` makes the chapter's tables from the records.
 """
 

@@ -1,7 +1,7 @@
 """The encoders' published weights into transformers' models: timm's Swin-V2 and HTS-AT's own checkpoint.
 
 The maps are names only, except that one `qkv` matrix becomes three. transformers' `Swinv2Model` and `ClapAudioModel` then
-compute what the published encoders compute (section 8.3 of the method page; tested on small random models).
+compute what the published encoders compute (tested on small random models).
 """
 
 from __future__ import annotations

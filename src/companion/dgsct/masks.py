@@ -114,7 +114,7 @@ class AVSHead(nn.Module):
         self.second, self.last = nn.Conv2d(hidden // 2, 32, 3, padding=1), nn.Conv2d(32, 1, 1)
 
     def temporal(self, maps: list[Tensor], sound: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Each map times `1 + γ gate` of the sound, the sound times `1 + γ mean gate` of the maps (section 3.3)."""
+        """Each map times `1 + γ gate` of the sound, the sound times `1 + γ mean gate` of the maps."""
         t = self.segments
         heard = sound.view(-1, t, sound.shape[-1])
         gated, gates = [], []

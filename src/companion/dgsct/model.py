@@ -1,4 +1,4 @@
-"""The DG-SCT unit and the pairing of two frozen encoders. Section numbers are those of the chapter's method page.
+"""The DG-SCT unit and the pairing of two frozen encoders. Steps are numbered as in the walk-through.
 
 Letters in shapes: N frames (videos x segments), L tokens of the modality being adjusted, M latent tokens,
 C its width, K and D tokens and width of the guide (the other modality).

@@ -1,4 +1,4 @@
-"""Few-shot and zero-shot: CLIP's vision tower with CLAP's audio tower, class names as classifiers (section 2.6).
+"""Few-shot and zero-shot: CLIP's vision tower with CLAP's audio tower, class names as classifiers.
 
 Both text encoders, both projections and the towers are frozen; trained are the DG-SCT units, four context vectors in
 front of CLIP's class names, two CLIP-Adapters and one linear map for the contrastive term. Letters: B videos, T

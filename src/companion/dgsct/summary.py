@@ -1,7 +1,8 @@
-"""The chapter's tables, made from the committed records when the page is built.
+"""The chapter's tables, figure and numbers, made from the committed records when the page is built.
 
-`grid` shows chosen columns of a table as they are; `tasks` sets the six tasks side by side with the differences that
-count, paired by seed, and with what can be had without pairing sound and vision.
+`grid` shows chosen columns of a table as they are; `differences` one row minus others, paired by seed; `tasks` sets the
+six tasks side by side with the differences that count and with what can be had without pairing sound and vision.
+`gain` is for sentences.
 """
 
 from __future__ import annotations
@@ -10,42 +11,92 @@ import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from companion import records, report, tables
 from companion.dgsct import metrics, parsing
 
 
-def grid(table: str, scale: str, columns: Sequence[str], folder: Path | str | None = None) -> report.Html:
+def grid(
+    table: str, scale: str, columns: Sequence[str], caption: str = "", folder: Path | str | None = None
+) -> report.Html:
     """A line per row of `table`: mean ± half of the 95 % interval (seeds), one value where there is one seed.
 
     Raises TableError for a table or column that does not exist.
     """
-    t = tables.table("dgsct", table)
-    known = [c.id for c in t.columns]
-    if wrong := [c for c in columns if c not in known]:
-        raise tables.TableError(f"{table} has no column {wrong[0]!r}; it has {', '.join(known)}")
-    at = [known.index(c) for c in columns]
+    t, at = _columns(table, columns)
     lines = [[row.title, *(tables.text(line[k]) for k in at)]
              for row, line in zip(t.rows, _results(table, scale, folder), strict=True)]  # fmt: skip
-    titles = []
-    for c in (t.columns[k] for k in at):
-        unit = t.metric(c).unit
-        titles.append(f"{c.title}, {unit}" if unit else c.title)
-    return _html(["", *titles], lines)
+    return _html(["", *_titles(t, at)], lines, caption)
 
 
-def tasks(folder: Path | str | None = None, clips: int = 400) -> report.Html:
+def differences(
+    table: str, scale: str, columns: Sequence[str], row: str, others: Sequence[str], caption: str = "",
+    folder: Path | str | None = None,
+) -> report.Html:  # fmt: skip
+    """A line per row of `others`: what `row` has more than it, paired by seed.
+
+    Raises TableError for a table, row or column that does not exist.
+    """
+    t, at = _columns(table, columns)
+    found = [_pairs(table, scale, c, row, others, folder) for c in columns]
+    titles = {r.id: r.title for r in t.rows}
+    lines = [[f"minus {titles[o]}", *(gap(column[o]) for column in found)] for o in others]
+    heads = [
+        f"{title.removesuffix(', %')}, points" if title.endswith(", %") else title for title in _titles(t, at)
+    ]
+    return _html([f"{titles[row]} …", *heads], lines, caption)
+
+
+def gain(table: str, scale: str, column: str, row: str, than: str, folder: Path | str | None = None) -> str:
+    """`+3.2 ± 1.1`: what `row` has more than `than`, for a sentence that says over how many seeds.
+
+    Raises TableError as `differences` does.
+    """
+    return gap(_pairs(table, scale, column, row, [than], folder)[than]).partition(" (")[0]
+
+
+def tasks(caption: str = "", folder: Path | str | None = None, clips: int = 400) -> report.Html:
     """A line per task: the three arms, DG-SCT minus unguided paired by seed, and `without_pairing`."""
     t = tables.table("dgsct", "tasks")
     arms = {row.id: line for row, line in zip(t.rows, _results("tasks", "reduced", folder), strict=True)}
     floor = without_pairing(clips)
     lines = []
     for k, column in enumerate(t.columns):
-        mine, theirs = arms["dg-sct"][k].values, arms["unguided"][k].values
         shown = [tables.text(arms[a][k]) for a in ("late-fusion", "unguided", "dg-sct")]
-        shown.append(gap([mine[s] - theirs[s] for s in sorted(mine.keys() & theirs.keys())]))
+        shown.append(gap(_pairs("tasks", "reduced", column.id, "dg-sct", ["unguided"], folder)["unguided"]))
         lines.append([column.title, *shown, f"{floor[column.id]:.1f}" if column.id in floor else "–"])
-    return _html(["%", "late fusion", "unguided", "DG-SCT", "DG-SCT − unguided", "without pairing"], lines)
+    head = ["%", "late fusion", "unguided", "DG-SCT", "DG-SCT − unguided", "without pairing"]
+    return _html(head, lines, caption)
+
+
+def figure_localisation(folder: Path | str | None = None) -> Any:
+    """Event localisation: colours named inside events by row, a mark per seed; and the same against how often the map's
+    peak lies on the object. Returns the axes."""
+    import matplotlib.pyplot as plt
+
+    from companion import plotting
+
+    t = tables.table("dgsct", "localisation")
+    ids = [c.id for c in t.columns]
+    lines = _results("localisation", "reduced", folder)
+    _, axes = plt.subplots(1, 2, figsize=(9.6, 3.6), sharey=True, width_ratios=(3, 2))
+    for n, (row, line) in enumerate(zip(t.rows, lines, strict=True)):
+        inside, peak = (line[ids.index(c)].values for c in ("inside", "peak"))
+        style = {"color": plotting.PALETTE[n], "marker": plotting.MARKERS[n], "linestyle": "none"}
+        height = [inside[s] for s in sorted(inside)]
+        axes[0].plot([n + 0.14 * (k - (len(height) - 1) / 2) for k in range(len(height))], height, **style)
+        both = sorted(inside.keys() & peak.keys())
+        if row.id != "told":  # reads no map
+            axes[1].plot([peak[s] for s in both], [inside[s] for s in both], **style)
+    names = {"late-fusion": "late fusion", "told": "told where", "unguided": "unguided", "no-temporal": "no temporal\ngates",
+             "dg-sct": "DG-SCT", "short": "DG-SCT,\n250 steps"}  # fmt: skip
+    axes[0].set_xticks(range(len(t.rows)), [names[r.id] for r in t.rows], fontsize=9)
+    for ax in axes:
+        ax.axhline(100 / 3, color="0.5", linewidth=1)
+    axes[0].set(ylabel="colour right inside events (%)", ylim=(0, 100))
+    axes[1].set(xlabel="map's peak on the object (%)", xlim=(0, 100))
+    return axes
 
 
 def without_pairing(clips: int = 400, seed: int = 50_000) -> dict[str, float]:
@@ -88,12 +139,38 @@ def gap(values: Sequence[float]) -> str:
     return mean if math.isnan(half) else f"{mean} ± {half:.1f} ({len(values)})"
 
 
+def _columns(table: str, columns: Sequence[str]) -> tuple[tables.Table, list[int]]:
+    t = tables.table("dgsct", table)
+    known = [c.id for c in t.columns]
+    if wrong := [c for c in columns if c not in known]:
+        raise tables.TableError(f"{table} has no column {wrong[0]!r}; it has {', '.join(known)}")
+    return t, [known.index(c) for c in columns]
+
+
+def _titles(t: tables.Table, at: Sequence[int]) -> list[str]:
+    units = [(t.columns[k].title, t.metric(t.columns[k]).unit) for k in at]
+    return [f"{title}, {unit}" if unit else title for title, unit in units]
+
+
+def _pairs(
+    table: str, scale: str, column: str, row: str, others: Sequence[str], folder: Path | str | None
+) -> dict[str, list[float]]:
+    """For each of `others` the values of `row` minus its own, over the seeds that both have."""
+    t, (k,) = _columns(table, [column])
+    lines = {r.id: line for r, line in zip(t.rows, _results(table, scale, folder), strict=True)}
+    if wrong := [r for r in (row, *others) if r not in lines]:
+        raise tables.TableError(f"{table} has no row {wrong[0]!r}; it has {', '.join(lines)}")
+    mine = lines[row][k].values
+    theirs = {o: lines[o][k].values for o in others}
+    return {o: [mine[s] - v[s] for s in sorted(mine.keys() & v.keys())] for o, v in theirs.items()}
+
+
 def _results(table: str, scale: str, folder: Path | str | None) -> list[list[tables.Result]]:
     found = records.read(Path(folder) if folder else records.evidence_folder(), "dgsct", table)
     return tables.results(tables.table("dgsct", table), scale, found)
 
 
-def _html(head: Sequence[str], lines: Sequence[Sequence[str]]) -> report.Html:
+def _html(head: Sequence[str], lines: Sequence[Sequence[str]], caption: str) -> report.Html:
     top = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in head)
     body = "".join(
         f'<tr><th scope="row">{html.escape(line[0])}</th>'
@@ -101,6 +178,7 @@ def _html(head: Sequence[str], lines: Sequence[Sequence[str]]) -> report.Html:
         + "</tr>"
         for line in lines
     )
+    above = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     return report.Html(
-        f'<div class="results"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="results"><table>{above}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
     )

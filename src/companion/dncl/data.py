@@ -19,7 +19,7 @@ from companion.dncl import expressions as ex
 from companion.dncl import generator
 from companion.training import generator as random_stream
 
-# Specification, section 5.1: Nguyen-1..12 with the training points of the DSO benchmark file.
+# Nguyen-1..12 with the training points of the DSO benchmark file.
 # name: (formula, variables, low, high, points)
 NGUYEN: dict[str, tuple[str, int, float, float, int]] = {
     "Nguyen-1": ("x1**3 + x1**2 + x1", 1, -1, 1, 20),
@@ -39,7 +39,7 @@ NGUYEN: dict[str, tuple[str, int, float, float, int]] = {
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """The second view, t2 (specification, section 2.2). Training's eta is not known from the paper."""
+    """The second view, t2: Gaussian noise on y. Training's eta is not known from the paper."""
 
     eta: float = 0.1  # largest eta; per data set eta ~ U(0, eta)
     zero: float = 0.2  # share of data sets with eta exactly 0
@@ -47,7 +47,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class PointConfig:
-    """How points and constants of a training data set are drawn (specification, section 7.2, narrowed)."""
+    """How points and constants of a training data set are drawn. The paper's choices are not known."""
 
     points: tuple[int, int] = (20, 40)  # fewest and most points per data set
     radius: tuple[float, float] = (1.0, 4.0)  # r is log-uniform here; x ~ U(-r, r) or U(0, r)
@@ -71,7 +71,7 @@ class Views(NamedTuple):
 
 def add_noise(y: torch.Tensor, eta: torch.Tensor | float, rng: torch.Generator,
               mask: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
-    """y + N(0, sigma^2) with sigma = eta · RMS(y) of each data set (specification, section 2.2).
+    """y + N(0, sigma^2) with sigma = eta · RMS(y) of each data set: DN-CL's noise, and SRBench's.
 
     RMS, not standard deviation, over the clean targets `[B, n]` (only where `mask` is true); eta is a number or
     `[B]`. Only y is disturbed, never x.
@@ -193,7 +193,7 @@ def nguyen(
     """Nguyen-1..12 (those with at most `variables` variables), `repeats` draws of points and noise each.
 
     Noise only on the training targets; the test targets are clean, on fresh points of the same range
-    (specification, section 4.3: scored on noisy targets, R2 has a ceiling below 1).
+    (scored on noisy targets, R2 has a ceiling below 1).
     """
     if eta < 0:
         raise ValueError(f"eta is {eta}; a noise level is 0 or more")
@@ -229,7 +229,7 @@ def read_dso(path: Path, families: tuple[str, ...] = (), variables: int = 3) -> 
     """The DSO benchmark file (`benchmarks.csv`): name -> {expression, variables, train, test}.
 
     `train` and `test` are lists of (kind, low, high, number or step) per variable, kind U (random) or E (grid);
-    test is the training points where the file says None (specification, section 5).
+    test is the training points where the file says None.
 
     Raises ValueError for a file without the columns, or a row that does not parse.
     """

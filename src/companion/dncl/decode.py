@@ -1,7 +1,7 @@
 """Skeletons from a trained network for one set of points: beam and samples, over subsets of the points.
 
 Several random subsets are encoded and their next-token log-probabilities averaged: each subset is another view of
-the same formula (specification, section 6.4). Every result is a complete formula by construction.
+the same formula. Every result is a complete formula by construction.
 
 Shape letters: E encodings, W hypotheses, L tokens, V vocabulary, n points.
 """

@@ -1,7 +1,7 @@
 """Random formula skeletons: Lample and Charton's unary-binary trees, simplified by rules, without repeats.
 
-Source: the counting table is the one of the specification, section 3.1.1 (NeSymReS, after Lample and Charton
-2020); the rule set is section 7.3's, extended. No sympy here: it is some hundred times slower.
+Source: the counting table of Lample and Charton (2020), with which NeSymReS (Biggio et al. 2021) makes its trees; the
+rules of simplification are ours. No sympy here: it is some hundred times slower.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from companion.dncl import expressions as ex
 
-# operator weights of T-JSL, the same laboratory's earlier system (specification, section 2.6)
+# operator weights of T-JSL, the same laboratory's earlier system, as in its public code
 WEIGHTS = {"add": 10, "mul": 10, "sub": 5, "div": 5, "sqrt": 4, "pow2": 4, "pow3": 2, "pow4": 1, "pow5": 1,
            "log": 4, "exp": 4, "sin": 4, "cos": 4, "tan": 1}  # fmt: skip
 TRIG = {"sin", "cos", "tan"}
@@ -38,7 +38,7 @@ class GeneratorConfig:
 
 @lru_cache(maxsize=4096)
 def count(e: int, n: int) -> int:
-    """D[e][n]: how many ways n operators fill trees with e empty places (specification, section 3.1.1).
+    """D[e][n]: how many ways n operators fill trees with e empty places (Lample and Charton 2020).
 
     D[0][n] = 0, D[e][0] = 1, D[e][n] = D[e-1][n] + D[e][n-1] + D[e+1][n-1]: the first empty place becomes a
     leaf, a unary or a binary operator.

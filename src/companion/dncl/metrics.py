@@ -1,4 +1,4 @@
-"""How a found formula is judged (specification, section 4.3). All on clean test targets."""
+"""How a found formula is judged, after SRBench (La Cava et al. 2021). All on clean test targets."""
 
 from __future__ import annotations
 

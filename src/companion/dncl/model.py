@@ -1,7 +1,7 @@
 """The DN-CL model: a set encoder shared by two views, a skeleton decoder, and the two losses.
 
-Specification, sections 2.3 to 2.5. The paper names two parameter-sharing encoders and a contrastive loss
-between clean and noisy views; the kind of encoder is not known to us, and a Set Transformer is the guess.
+The paper's abstract names two parameter-sharing encoders and a contrastive loss between clean and noisy views; the kind
+of encoder is not known to us, and a Set Transformer (Lee et al. 2019) is the guess.
 
 Shape letters: B data sets, n points, D variables, k seeds, d width, L tokens, V vocabulary.
 """
@@ -21,7 +21,7 @@ from companion.dncl.data import Views
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes. The defaults are the notebook column of the specification's section 2.8."""
+    """Sizes, none of them known from the paper. The defaults are those of the walk-through: minutes on two CPU cores."""
 
     variables: int = 1  # D
     d: int = 64  # width
@@ -36,7 +36,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """L = CE(view 1) + CE(view 2) + lambda · L_co (specification, section 2.5)."""
+    """L = mean CE of the decoded views + lambda · L_co; the views to decode, lambda and Gamma are our choice."""
 
     views: str = "both"  # clean, noisy or both: which views are encoded and decoded
     contrast: float = 0.1  # lambda
@@ -92,7 +92,7 @@ def point_features(points: Tensor, mask: Tensor) -> Tensor:
 
     x, standardised y (clipped to +-6), signed log of 1 + the magnitude of y, sines and cosines of x and of standardised y at
     frequencies 1, 2, 4, and the data set's log mean magnitude and log standard deviation of y. No float bits:
-    under noise their low digits mean nothing (specification, sections 2.3 and 7.4).
+    under noise their low digits mean nothing (Biggio et al. 2021 feed them to the network).
     """
     x, y = points[..., :-1], points[..., -1:]
     m = mask[..., None]
@@ -112,7 +112,7 @@ def feature_width(variables: int) -> int:
 
 
 class SetEncoder(nn.Module):
-    """f_enc: points -> k rows, the same for any order of the points (ISAB layers, then PMA; section 2.3)."""
+    """f_enc: points -> k rows, the same for any order of the points (ISAB layers, then PMA)."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class SetEncoder(nn.Module):
 
 
 class SkeletonDecoder(nn.Module):
-    """Causal transformer over prefix tokens with cross-attention to the encoding (section 2.5)."""
+    """Causal transformer over prefix tokens with cross-attention to the encoding."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class DNCL(nn.Module):
 
 
 def info_nce(q: Tensor, k: Tensor, skeleton: Tensor, temperature: float, mask_same: bool = True) -> Tensor:
-    """The contrastive loss of section 2.4, averaged over both directions.
+    """InfoNCE between the two views, averaged over both directions.
 
     -log exp(q·k+ / Gamma) / (exp(q·k+ / Gamma) + sum over k- of exp(q·k- / Gamma)): the positive is the other
     view of the same data set, negatives are the batch's other rows, except, with `mask_same`, those of the same
@@ -206,7 +206,7 @@ def info_nce(q: Tensor, k: Tensor, skeleton: Tensor, temperature: float, mask_sa
 
 
 def dncl_loss(model: nn.Module, batch: Views, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total loss of a batch and its parts by name (section 2.5); with one view the CE counts once."""
+    """Total loss of a batch and its parts by name; with one view the CE counts once."""
     tokens, target = batch.tokens[:, :-1], batch.tokens[:, 1:]
     if config.views == "both":
         points = torch.cat([batch.clean, batch.noisy])

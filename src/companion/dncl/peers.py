@@ -1,7 +1,7 @@
 """Other regressors on the same points and in the same time, and one way to judge them all.
 
 gplearn and Operon (pyoperon) are genetic programming; linear regression and a random forest are the floors: what
-needs no search, and what needs no formula. Every answer is judged on clean test points (specification, 4.3).
+needs no search, and what needs no formula. Every answer is judged on clean test points.
 """
 
 from __future__ import annotations

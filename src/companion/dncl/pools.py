@@ -1,7 +1,7 @@
 """Skeletons by the hundred thousand: whole batches of trees as integer arrays, no Python loop over formulas.
 
-The same unary-binary trees as in `generator` (counting table of the specification, section 3.1.1), made, brought
-into a canonical form and compared in NumPy. Three things differ from NeSymReS's sympy route (section 7.2):
+The same unary-binary trees as in `generator` (Lample and Charton's counting table), made, brought
+into a canonical form and compared in NumPy. Three things differ from NeSymReS's sympy route:
 
 - constants are wrapped around subtrees as unary operators (`C * t`, `C + t`, `C / t`) only where no other place
   would give the same family of functions: under a product, a power or `log` a factor can be pulled out, under a

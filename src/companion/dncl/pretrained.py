@@ -35,7 +35,7 @@ SHIPPED = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """How the data sets of a training are drawn (specification, sections 2.2, 2.6 and 7.2, narrowed)."""
+    """How the data sets of a training are drawn; the paper's own choices are not known."""
 
     points: tuple[int, int] = (
         16,
@@ -51,7 +51,7 @@ class StreamConfig:
     variables: tuple[float, ...] = (0.45, 0.35, 0.2)  # shares of formulas with 1, 2, 3 variables
     eta: float = 0.1  # noise of the second view: eta ~ U(0, eta), and exactly 0 with chance `zero`
     zero: float = 0.2
-    resample: bool = False  # the second view has its own x (specification, section 2.4)
+    resample: bool = False  # the second view has its own x: a harder positive
     hard: float = (
         0.0  # share of rows with the skeleton of the row before and other constants (hard negatives)
     )
@@ -98,7 +98,7 @@ SIZES = {
     # about an hour on one core
     "small": _size("small", operators=4, length=14, constants=2, skeletons=150_000, d=64, heads=4, isab=1, inducing=16,
                    rows=8, decoder=3, batch=128, hold=7_750, cool=1_000, lr=2e-3),
-    # 25 minutes on a large GPU (specification, section 7.2)
+    # 25 minutes on a large GPU: an estimate, never trained
     "base": _size("base", operators=7, length=22, constants=3, skeletons=1_500_000, d=256, heads=8, isab=2, inducing=32,
                   rows=16, decoder=4, batch=1024, hold=14_000, cool=4_000, lr=5e-4, precision="bf16",
                   stream=StreamConfig(points=(32, 256), radius=(1.0, 10.0))),

@@ -1,6 +1,7 @@
 """From points to a formula: syntax-constrained beam search, batched constant fitting, selection.
 
-Specification, section 2.7. Shape letters: P problems, W beams, L tokens, V vocabulary, N candidates, R restarts,
+Beam search and fitted constants are those of NeSymReS (Biggio et al. 2021), which fits by BFGS and selects by training
+error; BIC is ours. Shape letters: P problems, W beams, L tokens, V vocabulary, N candidates, R restarts,
 C constants, n points.
 """
 
@@ -184,7 +185,7 @@ class Candidate:
 def criterion(mse: float, n: int, constants: int, length: int, config: SearchConfig) -> float:
     """n log(MSE) + (p + c · length) log(n), or the MSE itself.
 
-    Under noise the training error alone picks the longest candidate (specification, section 2.7).
+    Under noise the training error alone picks the longest candidate.
     """
     if config.selection == "mse":
         return mse

@@ -3,7 +3,7 @@
 `benchmarks.csv` holds the suites Nguyen, Constant, Keijzer, Livermore, R, Jin, Neat and Koza with the points of
 DSO's benchmark file (BSD-3; Livermore in the published numbering, Neat-6 left out: a sum, not a formula), the 53
 Feynman equations of at most three variables with their original ranges, and the 14 right-hand sides of
-ODE-Strogatz (PMLB's metadata, MIT), whose trajectories are simulated here (specification, sections 5.1 to 5.4).
+ODE-Strogatz (PMLB's metadata, MIT), whose trajectories are simulated here.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ _STATE = {"bacres": ("bacres1", "bacres2"), "barmag": ("barmag1", "barmag2"), "g
 
 def _strogatz(equation: Equation, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """400 points on four trajectories, t = 0, 0.1, ..., 9.9, target the derivative; every fourth point is a test
-    point (specification, section 5.4: initial conditions of the original script)."""
+    point (initial conditions of the original script)."""
     from scipy.integrate import solve_ivp
 
     system = equation.name[:-1]

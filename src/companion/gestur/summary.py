@@ -84,10 +84,13 @@ def everything(paper: str, table: str, scale: str, row: str = "", titles: Mappin
     return pd.DataFrame(lines).set_index("method")
 
 
-def differences(table: str, scale: str, column: str, folder: Any = None) -> Any:
+def differences(
+    table: str, scale: str, column: str, folder: Any = None, *, others_minus: bool = False
+) -> Any:
     """How far the method of `column` is above every other on unseen domains, paired by seed, as a pandas frame.
 
-    A line per method, a column per row of the table: mean ± half of the 95 % interval over seeds.
+    A line per method, a column per row of the table: mean ± half of the 95 % interval over seeds. With `others_minus`
+    how far every other is above it.
     """
     import pandas as pd
 
@@ -99,12 +102,35 @@ def differences(table: str, scale: str, column: str, folder: Any = None) -> Any:
         found = valid("gestur", table, scale, row.id, folder)
         for c in others if found else []:
             mean, half = interval([r["metrics"][ours.metric] - r["metrics"][c.metric] for r in found])
+            mean = -mean if others_minus else mean
             lines[c.title][f"{row.title} ({count(found)})"] = f"{mean:+.1f} ± {half:.1f}"
     if not any(lines.values()):
         raise ValueError(f"there are no valid records of gestur {table} at scale {scale}")
     frame = pd.DataFrame(lines).T
-    frame.index.name = f"{ours.title} minus"
+    frame.index.name = f"minus {ours.title}" if others_minus else f"{ours.title} minus"
     return frame
+
+
+def rivals(table: str = "pacs", scale: str = "real", row: str = "gestur", folder: Any = None) -> Any:
+    """Where every row is a method: unseen accuracy, and how far `row` is above it, paired by seed; best first.
+
+    Raises ValueError where there are no records that fit their cell any more.
+    """
+    import pandas as pd
+
+    unseen: dict[str, dict[int, float]] = {}
+    for r in valid("gestur", table, scale, folder=folder):
+        unseen.setdefault(r["run"]["row"], {})[r["run"]["seed"]] = r["metrics"]["test"]
+    if row not in unseen:
+        raise ValueError(f"there are no valid records of gestur {table} at scale {scale}, row {row}")
+    titles = {r.id: r.title for r in tables.table("gestur", table).rows}
+    lines = []
+    for other, values in sorted(unseen.items(), key=lambda item: -fmean(item[1].values())):
+        paired = [unseen[row][k] - v for k, v in values.items() if k in unseen[row]]
+        gap = "–" if other == row or not paired else _text(paired, "+.1f")
+        lines.append({"method": titles[other], "unseen": _text([*values.values()], ".1f"),
+                      f"{titles[row]} minus it": gap, "seeds": len(values)})  # fmt: skip
+    return pd.DataFrame(lines).set_index("method")
 
 
 def selection(folder: Any = None) -> Any:
@@ -196,19 +222,28 @@ def published() -> Any:
     ).sort_values(["backbone", "method"], ignore_index=True)  # fmt: skip
 
 
-def block(make: Any, *given: Any, note: str = "", **options: Any) -> Any:
-    """The frame that `make(*given, **options)` returns as HTML for a page; a sentence where there are no records yet."""
+def block(make: Any, *given: Any, caption: str = "", fold: str = "", **options: Any) -> Any:
+    """The frame that `make(*given, **options)` returns as HTML for a page; a sentence where there are no records yet.
+
+    Args:
+        caption: the table's.
+        fold: a title; the table then opens on a click.
+    """
     from companion import report
 
     try:
         frame = make(*given, **options)
-    except ValueError as error:
-        return report.Html(f"<p>Not run: {html.escape(str(error))}.</p>")
+    except ValueError:
+        return report.Html(f"<p>Not run: {html.escape(fold or caption)}</p>")
     frame = frame if frame.index.name is None else frame.reset_index()
-    small = f"<p><small>{html.escape(note)}</small></p>" if note else ""
-    return report.Html(
-        f'<div class="results">{frame.to_html(border=0, index=False, na_rep="–")}</div>{small}'
-    )
+    table = frame.to_html(border=0, index=False, na_rep="–")
+    if caption:
+        head, rest = table.split(">", 1)
+        table = f"{head}><caption>{html.escape(caption)}</caption>{rest}"
+    shown = f'<div class="results">{table}</div>'
+    if fold:
+        shown = f"<details><summary>{html.escape(fold)}</summary>{shown}</details>"
+    return report.Html(shown)
 
 
 def show(values: Sequence[float]) -> str:
@@ -246,6 +281,12 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), 0.0 if half != half else half
 
 
+def _text(values: Sequence[float], form: str) -> str:
+    """`+1.2 ± 0.3`; a single value has no interval."""
+    mean, half = interval(values)
+    return f"{mean:{form}}" + (f" ± {half:.1f}" if len(values) > 1 else "")
+
+
 def _metric(found: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]:
     return interval([r["metrics"][name] for r in found])
 
@@ -276,7 +317,9 @@ def figure_methods(scale: str = "reduced") -> Any:
     t = tables.table("gestur", "shortcut")
     titles = {c.metric.removeprefix("test@"): c.title for c in t.columns}
     runs = {row.id: valid("gestur", "shortcut", scale, row.id) for row in t.rows}
-    fig, axes = plt.subplots(1, 2, figsize=(9, 5 if any(runs.values()) else 1.2), sharey=True)
+    fig, axes = plt.subplots(
+        1, 2, figsize=(9, 5 if any(runs.values()) else 1.2), sharex=all(runs.values()), sharey=True
+    )
     order = None
     for ax, row in zip(axes, t.rows, strict=True):
         found = runs[row.id]
