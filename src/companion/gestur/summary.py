@@ -144,10 +144,12 @@ def gaps(table: str, scale: str, ours: str, row: str = "", folder: Any = None) -
 def standing(table: str, scale: str, ours: str, row: str = "", folder: Any = None) -> str:
     """In words: whom `ours` is ahead of, whom behind and who cannot be told apart from it, by 95 % intervals over seeds.
 
-    Takes what `gaps` takes; a method of which both have a single seed cannot be told apart.
+    Takes what `gaps` takes, and raises what it raises.
     """
-    sides: dict[str, list[str]] = {"ahead of": [], "behind": [], "not to be told apart from": []}
     found = gaps(table, scale, ours, row, folder)
+    if all(len(values) == 1 for values in found.values()):
+        return "compared at one seed only, which has no interval"
+    sides: dict[str, list[str]] = {"ahead of": [], "behind": [], "not to be told apart from": []}
     for title, values in found.items():
         mean, half = interval(values)
         clear = len(values) > 1 and abs(mean) > half
@@ -157,6 +159,48 @@ def standing(table: str, scale: str, ours: str, row: str = "", folder: Any = Non
     over = " to ".join(str(n) for n in sorted({min(seeds), max(seeds)})) if seeds else "no"
     said = [f"{side} {_and(names)}" for side, names in sides.items() if names]
     return "; ".join(said) + f" ({over} seed{'s' * (over != '1')})"
+
+
+def climb(table: str, scale: str, row: str, folder: Any = None) -> str:
+    """In words: what λ = 1 changes against λ = 0, and what validation on the sources makes of the curve.
+
+    Raises:
+        ValueError: where there are no records of it that fit their cell any more.
+    """
+    found = valid("gestur", table, scale, row, folder)
+    if not found:
+        raise ValueError(f"there are no valid records of gestur {table} at scale {scale}, row {row}")
+
+    def change(one: str, other: str) -> str:
+        return _text([r["metrics"][one] - r["metrics"][other] for r in found], "+.1f")
+
+    picked = [r["notes"]["chosen"].removeprefix("lam=") for r in found]
+    often = _and([f"{lam} ({picked.count(lam)}×)" for lam in sorted(set(picked), key=float)])
+    return (f"from λ = 0 to λ = 1 accuracy on unseen domains changes by {change('test@lam=1', 'test@lam=0')} points and on "
+            f"held-out images of the sources by {change('val@lam=1', 'val@lam=0')} ({count(found)}); validation on the sources takes λ = {often}, "
+            f"which is worth {change('test@chosen', 'test@lam=0')} points over λ = 0; the best λ, by the targets themselves, "
+            f"{change('test@best', 'test@lam=0')}")  # fmt: skip
+
+
+def said(
+    words: Any, table: str, scale: str, *given: Any, start: str = "", otherwise: str = "not run yet"
+) -> Any:
+    """What `words(table, scale, *given, row)` says of every row of the table, as a list for a page.
+
+    Args:
+        start: comes before each sentence.
+        otherwise: stands where there are no records.
+    """
+    from companion import report
+
+    lines = []
+    for row in tables.table("gestur", table).rows:
+        try:
+            sentence = f"{start} {words(table, scale, *given, row.id)}"
+        except ValueError:
+            sentence = otherwise
+        lines.append(f"<li><strong>{html.escape(row.title)}</strong>: {html.escape(sentence.strip())}.</li>")
+    return report.Html(f"<ul>{''.join(lines)}</ul>")
 
 
 def rivals(table: str = "pacs", scale: str = "real", row: str = "gestur", folder: Any = None) -> Any:
@@ -377,7 +421,7 @@ def _text(values: Sequence[float], form: str) -> str:
     """`+1.2 ± 0.3`, with a real minus sign; a single value has no interval."""
     mean, half = interval(values)
     spread = f" ± {half:{form.lstrip('+')}}" if len(values) > 1 else ""
-    return f"{mean:{form}}{spread}".replace("-", "−")
+    return f"{mean:{form.replace('.', 'z.')}}{spread}".replace("-", "−")  # z: no minus before zero
 
 
 def _and(names: Sequence[str]) -> str:
