@@ -230,7 +230,7 @@ def costs(folder: Any = None) -> Any:
     found = valid("gestur", "cost", "full", folder=folder)
     if not found:
         raise ValueError("there are no valid records of gestur cost at scale full")
-    heads = {"ratio@{}": "step time, {} (× ERM)", "peak_copies@{}": "peak memory, {} (copies)"}
+    heads = {"ratio@{}": "time, {}", "peak_copies@{}": "memory, {}"}
     lines = {}
     for row in tables.table("gestur", "cost").rows:
         runs = [r["metrics"] for r in found if r["run"]["row"] == row.id]
@@ -334,19 +334,23 @@ def published() -> Any:
     ).sort_values(["backbone", "method"], ignore_index=True)  # fmt: skip
 
 
-def block(make: Any, *given: Any, caption: str = "", fold: str = "", **options: Any) -> Any:
+def block(
+    make: Any, *given: Any, caption: str = "", fold: str = "", otherwise: str = "", **options: Any
+) -> Any:
     """The frame that `make(*given, **options)` returns as HTML for a page; a sentence where there are no records yet.
 
     Args:
         caption: the table's.
         fold: a title; the table then opens on a click. Settings go into a table of their own there.
+        otherwise: the sentence where there are no records; default: the title, "not run".
     """
     from companion import report
 
     try:
         frame = make(*given, **options)
     except ValueError:
-        return report.Html(f"<p>Not run: {html.escape((fold or caption).rstrip('.'))}.</p>")
+        otherwise = otherwise or f"Not run: {(fold or caption).rstrip('.')}."
+        return report.Html(f"<p>{html.escape(otherwise)}</p>")
     frame = frame.reset_index() if frame.index.name else frame
     shown = ""
     if fold and "settings" in frame:
@@ -476,7 +480,8 @@ def figure_methods(scale: str = "reduced") -> Any:
             label = {"val": "held-out sources", "test": "unseen styles"}[kind]
             _bars(ax, names, points, color=color, marker=marker, markersize=5, label=label)
         ax.set(xlabel="accuracy (%)", title=f"{row.title} ({count(found)})")
-    _legend(axes[0], "upper left")
+    fig.legend(*next(h for ax in axes if (h := ax.get_legend_handles_labels())[0]), loc="outside upper center", ncols=2,
+               fontsize=8)  # fmt: skip
     return fig
 
 
@@ -568,8 +573,8 @@ def figure_gradients() -> Any:
         axes[1, k].set_xlabel("step")
     axes[0, 0].set_ylabel("cosine with unseen gradient")
     axes[1, 0].set_ylabel("bias towards the sources")
-    for ax in axes[:, 0]:
-        _legend(ax, "best")
+    if axes[0, -1].lines[1:]:  # the lower row has two of the same three lines
+        fig.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     return fig
 
 
