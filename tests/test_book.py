@@ -98,7 +98,8 @@ def test_results_pages_follow_the_toml():
 
 def test_every_table_of_every_paper_is_shown(soups):
     for name in tables.available():
-        text = soups[HTML / "book" / "results" / f"{name}.html"].get_text()
+        # headings get typographic apostrophes
+        text = soups[HTML / "book" / "results" / f"{name}.html"].get_text().replace("’", "'")
         for table in tables.paper(name).tables.values():
             assert table.title in text
 
@@ -115,3 +116,20 @@ def test_jupyter_book_is_one():
 
     assert int(version("jupyter-book").split(".")[0]) == 1
     assert isinstance(HTML, Path)
+
+
+def test_the_list_of_references_is_labelled_as_the_text_cites(soups):
+    labels = [
+        one.get_text().strip("[]") for one in soups[HTML / "book/references.html"].select(".citation .label")
+    ]
+    assert len(labels) > 20
+    assert [one for one in labels if not re.fullmatch(r"\D+, \d{4}[a-z]?", one)] == []
+    assert len(set(labels)) == len(labels)
+
+
+def test_api_pages_have_a_heading_per_module_and_no_empty_entries(soups):
+    for name in ("shared", *tables.available()):
+        page = soups[HTML / "book" / "api" / f"{name}.html"]
+        assert "Alias for field number" not in page.get_text()
+        modules = re.findall(r"automodule:: (\S+)", (ROOT / "book" / "api" / f"{name}.md").read_text())
+        assert [h.get_text().rstrip("#") for h in page.select("article h2")] == modules

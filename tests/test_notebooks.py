@@ -1,6 +1,7 @@
 """Notebooks: pairs in step, outputs stored, one set-up cell, small defaults, figures that can be read aloud."""
 
 import ast
+import re
 
 import jupytext
 import nbformat
@@ -53,6 +54,30 @@ def test_outputs_are_those_of_a_whole_run(path):
     text = path.with_suffix(".ipynb").read_text()
     assert str(ROOT) not in text
     assert "/home/" not in text
+
+
+def comments(text):
+    """Lines of Markdown that MyST takes for comments, outside code and headers of pages."""
+    text = re.sub(r"^```.*?^```|\A---\n.*?^---\n", "", text, flags=re.M | re.S)
+    return re.findall(r"^\s{0,3}%.*$", text, re.M)
+
+
+def test_the_search_for_swallowed_lines_finds_them():
+    assert comments("12\n% of the products\n```\n% code\n```\n50 % here") == ["% of the products"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_no_line_of_text_is_taken_for_a_comment(path):
+    """A wrapped "12 %" whose sign begins a line vanishes from the page."""
+    cells = [c.source for c in jupytext.read(path).cells if c.cell_type == "markdown"]
+    assert [line for cell in cells for line in comments(cell)] == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "book").rglob("*.md")), ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_no_line_of_a_page_is_taken_for_a_comment(path):
+    assert comments(path.read_text()) == []
 
 
 @pytest.mark.parametrize("paper", sorted({p.parent.name for p in SOURCES}))

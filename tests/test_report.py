@@ -47,7 +47,7 @@ def evidence(tmp_path, monkeypatch):
 def cells(html):
     table = BeautifulSoup(html, "lxml").find("table")
     heads = [th.get_text() for th in table.find("thead").find_all("th")]
-    return {(tr.th.get_text(), head): td for tr in table.tbody.find_all("tr")
+    return {(next(tr.th.stripped_strings), head): td for tr in table.tbody.find_all("tr")
             for head, td in zip(heads[1:], tr.find_all("td"), strict=True)}  # fmt: skip
 
 
@@ -60,7 +60,8 @@ def test_a_cell_shows_reported_and_ours_with_a_link_to_the_record(evidence):
     assert (evidence / link.removeprefix("../../")).is_file()
     published = found["NeSymReS, published", "η = 0"]
     assert "65.0" in published.get_text()
-    assert "AlphaSymbol" in published.find(class_="reported")["title"]
+    sources = BeautifulSoup(report.table("dncl", "noise"), "lxml").select_one(".sources")
+    assert "AlphaSymbol" in sources.get_text()
 
 
 def test_what_is_missing_or_stale_says_so(evidence):
@@ -137,42 +138,159 @@ def test_the_address_is_written_nowhere_else():
     assert set(done.stdout.split()) <= {"_config.yml", "workflow/publish.py", "tests/test_report.py"}
 
 
-def test_benchmarks_show_what_was_stored_and_say_what_was_not(tmp_path, monkeypatch):
+def test_a_benchmark_shows_titles_and_a_sentence_or_says_that_it_was_not_measured(tmp_path, monkeypatch):
     folder = tmp_path / "benchmarks"
     folder.mkdir()
-    (folder / "fast.py").write_text('"""Fast against slow: `python`."""\n')
-    (folder / "later.py").write_text('"""Never run.\n\nIts details.\n"""\n')
-    stored = {"ratio": 3.25, "rows": {"ours": {"seconds": 2, "identical": True}, "theirs": {"seconds": 6.5}}}
+    stored = {
+        "ratio": 3.25,
+        "rows": {"raw-key": {"s": 2, "same": True}, "theirs": {"s": 6.5}},
+        "flat": {"1": 1200},
+    }
     (folder / "fast.json").write_text(
         json.dumps(stored | {"processor": "a processor", "versions": {"torch": "2"}})
     )
     monkeypatch.setattr(report.records, "checkout", lambda: tmp_path)
-    page = BeautifulSoup(report.benchmarks(), "lxml")
-    assert [h.text for h in page.find_all("h2")] == ["Fast against slow", "Never run"]
-    cells = [[c.text for c in row.find_all(["th", "td"])] for row in page.find_all("tr")]
-    assert cells == [
-        ["ratio", "3.25"],
-        ["", "seconds", "identical"],
-        ["ours", "2", "yes"],
-        ["theirs", "6.5", "–"],
+    parts = [
+        ("rows", "Times", "who", {"s": "seconds", "same": "same answer"}),
+        ("flat", "More", "what", {"": "number"}),
     ]
+    html = report.benchmark(
+        "fast", "**{ratio:.1f} times**, {rows[theirs][s]} s.", *parts, titles={"raw-key": "ours"}
+    )
+    page = BeautifulSoup(html, "lxml")
+    assert page.p.get_text() == "3.2 times, 6.5 s."
+    found = [[c.text for c in row.find_all(["th", "td"])] for row in page.find("table").find_all("tr")]
+    assert found == [["who", "seconds", "same answer"], ["ours", "2", "yes"], ["theirs", "6.5", "–"]]
+    assert page.details.summary.text == "More"
+    assert [c.text for c in page.details.select("tbody tr > *")] == ["1", "1,200"]
     assert "a processor, torch 2" in page.text
-    assert "Not measured yet." in page.text
+    assert "1200" in report.benchmark("fast", "{table[1]}", parts[1])
+    assert "Not measured yet." in report.benchmark("later", "{ratio}")
+    with pytest.raises(KeyError, match="no column 'missing'"):
+        report.benchmark("fast", "", ("rows", "Times", "who", {"missing": "x"}))
+
+
+def test_every_benchmark_is_on_its_page():
+    page = (ROOT / "book" / "benchmarks.md").read_text()
+    scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")}
+    assert set(re.findall(r'report\.benchmark\("(\w+)"', page)) == scripts
 
 
 @pytest.mark.parametrize(
     ("title", "metric", "unit", "shown"),
     [
-        ("η = 0.1", "", "%", "η = 0.1"),  # the table's own metric stands in the caption
+        ("η = 0.1", "recovery", "%", "η = 0.1<br><small>recovery, % ↑</small>"),
         ("top-1", "top-1", "%", "top-1<br><small>% ↑</small>"),
         ("exact, η = 0", "exact skeleton, η = 0", "%", "exact skeleton, η = 0<br><small>% ↑</small>"),
         ("Nguyen recovered", "recovered", "", "Nguyen recovered<br><small>↑</small>"),
         ("λ < 1", "unseen", "%", "λ &lt; 1<br><small>unseen, % ↑</small>"),
+        ("10 reactions, invalid", "invalid among the top 5", "%",
+         "10 reactions<br><small>invalid among the top 5, % ↑</small>"),
+        ("product, 10 examples", "top-1 with 10 examples", "%",
+         "product<br><small>top-1 with 10 examples, % ↑</small>"),
+    ],
+)  # fmt: skip
+def test_a_head_says_once_what_title_and_metric_share(title, metric, unit, shown):
+    column = tables.Line("c", title, ("reduced",), metric="m")
+    assert report._head(column, tables.Metric("m", metric, "higher", unit)) == shown
+
+
+def heads_and_caption(paper, table):
+    found = BeautifulSoup(report.table(paper, table), "lxml").find("table")
+    return [th.get_text(" ") for th in found.thead.find_all("th")][1:], found.caption.get_text()
+
+
+@pytest.mark.parametrize("name", tables.available())
+def test_every_head_or_the_caption_names_metric_and_unit(name):
+    """Also in a column that shows the table's first metric while others have their own."""
+    for table in tables.paper(name).tables.values():
+        heads, caption = heads_and_caption(name, table.id)
+        for column, head in zip(table.columns, heads, strict=True):
+            metric = table.metric(column)
+            said = report._words(f"{caption} {head}")
+            assert report._words(metric.title) <= said, (table.id, head)
+            assert not metric.unit or metric.unit in f"{caption} {head}", (table.id, head)
+
+
+def test_a_metric_that_all_columns_share_stands_in_the_caption_once(evidence):
+    heads, caption = heads_and_caption("dncl", "noise")
+    assert heads[0] == "η = 0"
+    assert caption == "Reduced scale: Nguyen recovery, % ↑"
+    heads, caption = heads_and_caption("ytuning", "glue")
+    assert "accuracy, % ↑" in heads[1]
+    assert "accuracy" not in caption
+
+
+def test_each_reported_value_leads_to_where_it_was_read():
+    page = BeautifulSoup(report.table("reactiont5", "retrosynthesis"), "lxml")
+    marked = page.select("sup a[href^='#']")
+    assert len(marked) == len(page.select(".reported")) - sum(
+        r.text == "unknown" for r in page.select(".reported")
+    )
+    read = {a["href"]: page.find(id=a["href"][1:]).get_text() for a in marked}
+    assert any("recalled from the authors' model card" in text for text in read.values())
+    assert len(read) == len(page.select(".sources span")) > 2
+
+
+def test_one_source_for_all_is_named_below_without_numbers():
+    page = BeautifulSoup(report.table("dgsct", "avvp"), "lxml")
+    assert page.select_one(".sources").get_text() == "Reported values as read in: the paper, Table 2."
+    assert not page.find("sup")
+
+
+def test_published_values_stay_with_the_metric_that_was_published(evidence):
+    page = BeautifulSoup(report.table("dncl", "noise"), "lxml")
+    assert any("NeSymReS" in row.text for row in page.select("table")[0].select("tr"))
+    others = page.select("details table")
+    assert others
+    assert not any("NeSymReS" in row.text for table in others for row in table.select("tr"))
+
+
+def test_a_count_that_all_seeds_agree_on_has_no_interval(evidence):
+    for seed in range(3):
+        make_record(evidence, "clean-only", "0.05", seed, 12.0)
+    assert cells(report.table("dncl", "noise"))["clean training", "η = 0.05"].get_text().endswith("12.0 (3)")
+
+
+def test_rows_that_nobody_knows_are_folded():
+    page = BeautifulSoup(report.table("ytuning", "glue"), "lxml")
+    folded = [d for d in page.find_all("details") if "at other scales only" in d.summary.text]
+    assert folded
+    assert all(len(d.p.text) > len(d.summary.text) / 2 for d in folded)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound", "unit", "decimals", "effect", "half", "shown"),
+    [
+        ("difference", 0.0, "%", 1, 28.0, 8.944, "+28.0 ± 8.9 points"),
+        ("difference", 0.0, "%", 1, -0.567, 6.69, "−0.6 ± 6.7 points"),
+        ("difference", 0.1, "", 3, 0.1686, 0.1249, "+0.169 ± 0.125"),
+        ("value", 0.0, "%", 1, -3.5625, 1.9127, "−3.6 ± 1.9 points"),  # against zero: a difference in itself
+        ("value", 36.0, "%", 1, 37.5, 52.94, "37.5 ± 52.9 %"),
+        ("value", 2.5, "%", 2, 2.4149, 0.0, "2.41 %"),
+        ("value", 2.5, "", 1, 3.737, 0.0335, "3.74 ± 0.03"),
+        ("ratio", 0.96, "%", 1, 1.0014, 0.157, "1.00 ± 0.16"),
+        ("difference", 0.0, "%", 1, -0.01, 0.2, "0.0 ± 0.2 points"),
     ],
 )
-def test_a_head_says_once_what_title_and_metric_share(title, metric, unit, shown):
-    column = tables.Line("c", title, ("reduced",), metric=metric and "m")
-    assert report._head(column, tables.Metric("m", metric, "higher", unit)) == shown
+def test_an_effect_has_sign_unit_and_the_metrics_decimals(kind, bound, unit, decimals, effect, half, shown):
+    claim = tables.Claim("c", "", "", "t", "row", "than", kind=kind, at_least=bound)
+    found = tables.Finding("mixed", effect, half, 3)
+    assert report._effect(found, claim, tables.Metric("m", "metric", "higher", unit, decimals)) == shown
+
+
+def test_a_claims_test_speaks_the_tables_words_and_leads_to_it(evidence):
+    page = BeautifulSoup(report.claims(), "lxml")
+    tests = [row.select_one(".test") for row in page.select("tr") if row.select_one(".test")]
+    assert any("DN-CL minus noise augmentation" in t.text for t in tests)
+    links = {t.a["href"] for t in tests if t.a}
+    assert "results/dncl.html#table-noise" in links
+    for link in links:
+        name, table = link.removeprefix("results/").split(".html#table-")
+        assert f'id="table-{table}"' in report.table(name, table)
+    assert "#table-noise" in {
+        a["href"] for a in BeautifulSoup(report.claims(["dncl"]), "lxml").select(".test a")
+    }
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "book").rglob("*.md")), ids=lambda page: page.stem)
@@ -182,7 +300,7 @@ def test_a_page_stands_without_any_record(page, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "runs_folder", lambda: tmp_path)
     names = {}
     for cell in re.findall(r"^```\{code-cell\}.*?\n(.*?)^```", page.read_text(), re.M | re.S):
-        source = re.sub(r"\A---\n.*?^---\n|^:.*\n", "", cell, flags=re.M | re.S)
+        source = re.sub(r"\A---\n.*?^---\n|^:[^\n]*\n", "", cell, flags=re.M | re.S)
         exec(compile(source, page.name, "exec"), names)
     plt.close("all")
 

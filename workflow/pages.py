@@ -1,4 +1,7 @@
-"""Write book/results/<paper>.md from the TOML files: one executed cell per table. `--check` only compares."""
+"""Write book/results/<paper>.md from the TOML files: one executed cell per table.
+
+Sections written by hand (`workflow/pages/<paper>.md`) stand before the claims. `--check` only compares.
+"""
 
 import sys
 from pathlib import Path
@@ -21,10 +24,11 @@ mystnb:
 
 # {short}: results
 
-Every cell shows what was **reported** (hover for where it was read; *unknown* where nobody could read it) and what
-**our runs** gave: the mean over seeds with its 95 % interval and the number of seeds, linked to a run record.
-*Not run* and *stale* mean what they say. A number at the reduced scale says nothing about the paper's own numbers;
-only the `full` scale can reproduce those.
+Every cell shows what was **reported** (small numbers lead to where it was read, below the table; *unknown* where
+nobody could read it) and what **our runs** gave: the mean over seeds with its {{term}}`95 % interval` and the number of
+seeds, linked to a {{term}}`record`; without ±, all seeds gave the same number. *Not run* and
+{{term}}`stale` mean what they say. A number at the reduced or real scale says nothing about the paper's own numbers;
+only the `full` {{term}}`scale` can reproduce those.
 
 ```{{code-cell}}
 :tags: [remove-input]
@@ -54,6 +58,9 @@ def page(name: str) -> str:
     paper = tables.paper(name)
     parts = [HEAD.format(short=paper.short)]
     parts += [TABLE.format(title=t.title, paper=name, table=t.id) for t in paper.tables.values()]
+    more = ROOT / "workflow" / "pages" / f"{name}.md"
+    if more.is_file():
+        parts.append(more.read_text(encoding="utf-8"))
     return "".join(parts) + FOOT.format(paper=name)
 
 

@@ -171,9 +171,9 @@ print("target:", " ".join(small.tokens[i] for i in target))
 # ## 4. The network
 #
 # T5 v1.1: an encoder turns $L$ tokens into states $H \in \mathbb{R}^{L\times d}$, a decoder writes the answer one token
-# at a time,
+# at a time, from its own state $s_t = \mathrm{Decoder}(y_{<t}, H)_t \in \mathbb{R}^d$ of what is written so far:
 #
-# $$ p(y_t \mid y_{<t}, x) = \mathrm{softmax}\bigl(W_{\text{out}}\, \mathrm{Decoder}(y_{<t}, H)_t\bigr). \tag{1} $$
+# $$ p(y_t \mid y_{<t}, x) = \mathrm{softmax}(W_{\text{out}}\, s_t). \tag{1} $$
 #
 # Attention has no $1/\sqrt{d}$ and a learned bias per distance; $W_{\text{out}}$ is a matrix of its own, **not** the
 # embedding. Version 5 of the transformers library ties the two for every T5, silently, and its
@@ -303,7 +303,9 @@ else:
     print("no committed records here")
 
 # %% [markdown]
-# Does a worse start only need longer? The table *few-shot-budget* repeats 300 examples with ten times the steps.
+# Does a worse start only need longer? The table *few-shot-budget* repeats 300 examples with ten times the steps (one
+# seed): random weights then find one product in five, the molecule-only start one in twenty-five, the network that knows
+# reactions nine in ten. So part of the two flat lines is the short schedule; the gap is not.
 #
 # ## 7. Where does the network look?
 #
@@ -481,14 +483,25 @@ for line in leakage.leakage_report([other_solvent], [test_row]):
 # ## Exercises
 #
 # 1. Why must a metric canonicalise before it compares, and why is that not enough for a molecule with an atom map?
-#    <details><summary>Solution</summary>Many SMILES describe one molecule. An atom map changes the text and even the
-#    canonical atom order, so maps must be removed before the canonical form is taken.</details>
+#    <details><summary>Solution</summary>
+#
+#    Many SMILES describe one molecule. An atom map changes the text and even the canonical atom order, so maps must be
+#    removed before the canonical form is taken.
+#
+#    </details>
 # 2. Fine-tune on *click* reactions instead of Suzuki couplings in section 6. Is it harder?
-#    <details><summary>Solution</summary>Replace the name in `world.reactions`. The product needs a ring of three
-#    nitrogens that pre-training never wrote, so more examples are needed than for one new bond.</details>
+#    <details><summary>Solution</summary>
+#
+#    Replace the name in `world.reactions`. The product needs a ring of three nitrogens that pre-training never wrote, so
+#    more examples are needed than for one new bond.
+#
+#    </details>
 # 3. Show that T5Chem's $R^2$ of predictions that are all 40 points too low can still be 1.
-#    <details><summary>Solution</summary>Squared Pearson ignores shift and scale:
-#    `metrics.squared_pearson(y, y - 40)` is 1, `metrics.r2` is negative.</details>
+#    <details><summary>Solution</summary>
+#
+#    Squared Pearson ignores shift and scale: `metrics.squared_pearson(y, y - 40)` is 1, `metrics.r2` is negative.
+#
+#    </details>
 #
 # Tables: [few examples](few_shot.ipynb), [yields](yields.ipynb), [choosing the epoch](yield_selection.ipynb),
 # [yield baselines on real data](yield_baselines.ipynb), [leakage](leakage.ipynb), [cost](cost.ipynb).

@@ -6,6 +6,7 @@ import html
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,45 @@ def _link(path: str, text: str, base: str) -> str:
     return text
 
 
-def _reported(result: tables.Result) -> str:
+class _Sources:
+    """Where the reported values of one table were read: numbered in the order of their first use.
+
+    One source for all is named below the table without numbers.
+    """
+
+    def __init__(self, table: tables.Table) -> None:
+        self.prefix = f"{table.paper}-{table.id}-source"
+        known = [table.reported.get((r.id, c.id)) for r in table.rows for c in table.columns]
+        self.texts = list(dict.fromkeys(self.text(r) for r in known if r is not None and r.value is not None))
+
+    @staticmethod
+    def text(reported: tables.Reported) -> str:
+        kind, _, where = reported.origin.partition(": ")
+        where = f"the paper, {where}" if kind == "paper" else where
+        return where + (f" ({reported.note.rstrip('.')})" if reported.note else "")
+
+    def mark(self, reported: tables.Reported) -> str:
+        """A small number that leads to the source, nothing where there is only one."""
+        if len(self.texts) < 2 or reported.value is None:
+            return ""
+        k = self.texts.index(self.text(reported)) + 1
+        return f'<sup><a href="#{self.prefix}-{k}" title="{html.escape(self.text(reported))}">{k}</a></sup>'
+
+    def line(self) -> str:
+        """The paragraph below the table."""
+        if not self.texts:
+            return ""
+        many = len(self.texts) > 1
+        items = [f'<span id="{self.prefix}-{k}">{f"<sup>{k}</sup> " if many else ""}{html.escape(text)}</span>'
+                 for k, text in enumerate(self.texts, 1)]  # fmt: skip
+        return f'<p class="sources"><small>Reported values as read in: {"; ".join(items)}.</small></p>'
+
+
+def _reported(result: tables.Result, sources: _Sources) -> str:
     if result.reported is None:
         return ""
-    text = tables.reported_text(result.reported, result.metric)
-    return f'<span class="reported" title="{html.escape(result.reported.origin)}">{html.escape(text)}</span>'
+    text = html.escape(tables.reported_text(result.reported, result.metric))
+    return f'<span class="reported">{text}</span>{sources.mark(result.reported)}'
 
 
 def _ours(result: tables.Result, base: str) -> str:
@@ -51,34 +86,44 @@ def _ours(result: tables.Result, base: str) -> str:
     return f'<span class="{kind}"{title}>{text}</span>'
 
 
-def _head(column: tables.Line, metric: tables.Metric) -> str:
-    """A column's head: its title and, where it has a metric of its own, the metric's title, unit and direction.
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[\w.²/]+", text.lower()))
 
-    When one of the two titles has all the words of the other, only that one is shown.
+
+def _head(column: tables.Line, metric: tables.Metric) -> str:
+    """A column's head: its title, then the metric's title, unit and direction.
+
+    What the metric says as well is left out of the title ("10 reactions, invalid" over "invalid among the top 5"), and
+    when one of the two has all the words of the other, only that one is shown.
     """
-    title = html.escape(column.title)
-    if not column.metric:
-        return title
-    ours, metrics = (set(re.findall(r"[\w.²/]+", text.lower())) for text in (column.title, metric.title))
-    if ours <= metrics:
-        title = html.escape(metric.title)
-    name = "" if ours <= metrics or metrics <= ours else html.escape(metric.title)
-    unit = f", {html.escape(metric.unit)}" if metric.unit and name else html.escape(metric.unit)
-    small = f"{name}{unit} {ARROWS[metric.direction]}".strip()
-    return f"{title}<br><small>{small}</small>" if small else title
+    words = _words(metric.title)
+    title = ", ".join(part for part in column.title.split(", ") if not _words(part) <= words)
+    name = "" if not title or words <= _words(column.title) else metric.title
+    title = (column.title if words <= _words(column.title) else title) or metric.title
+    small = f"{', '.join(filter(None, (name, metric.unit)))} {ARROWS[metric.direction]}".strip()
+    return html.escape(title) + (f"<br><small>{html.escape(small)}</small>" if small else "")
 
 
 def _grid(
-    table: tables.Table, scale: str, metric: tables.Metric | None, found: dict[str, list], base: str
+    table: tables.Table,
+    scale: str,
+    metric: tables.Metric | None,
+    found: dict[str, list],
+    base: str,
+    sources: _Sources,
 ) -> str:
-    """One rows × columns table; every cell holds what is reported and what each source of records says."""
+    """One rows × columns table; every cell holds what is reported and what each source of records says.
+
+    A metric that all columns share stands in the caption, else each head has its own.
+    """
     grids = {name: tables.results(table, scale, recs, metric) for name, recs in found.items()}
     first = next(iter(grids.values()))
     # where nothing was run at all, the page says so once and the cells show what is reported
     idle = all(r.status not in ("run", "stale") for grid in grids.values() for line in grid for r in line)
+    shown = [result.metric for result in first[0]]
+    shared = len({(m.title, m.unit, m.direction) for m in shown}) == 1
     heads = [
-        f'<th scope="col">{_head(c, result.metric)}</th>'
-        for c, result in zip(table.columns, first[0], strict=True)
+        html.escape(c.title) if shared else _head(c, m) for c, m in zip(table.columns, shown, strict=True)
     ]
     lines, hidden = [], []
     for i, row in enumerate(table.rows):
@@ -87,8 +132,10 @@ def _grid(
         if not known and all(r.status == "not at this scale" for r in line):
             hidden.append(row.title)
             continue
+        if metric is not None and row.reference:
+            continue  # published values belong to the columns' own metric
         cells = []
-        for j, _ in enumerate(table.columns):
+        for j, column in enumerate(table.columns):
             one = first[i][j]
             silent = row.reference or (one.status == "not at this scale" and one.reported is not None)
             silent = silent or (idle and one.reported is not None and one.status == "not run")
@@ -97,26 +144,25 @@ def _grid(
                 parts.append(
                     f'<span class="mine">here {html.escape(tables.text(grids["this machine"][i][j]))}</span>'
                 )
-            # published values belong to the column's own metric only
-            if metric is None or one.row.reference or metric.id == table.metric(table.columns[j]).id:
-                parts.insert(0, _reported(one))
+            if metric is None or metric.id == table.metric(column).id:
+                parts.insert(0, _reported(one, sources))
             # nothing known and nothing run: one line instead of two
             empty = one.reported is not None and one.reported.value is None and one.status == "not run"
             cells.append("<td>" + (" · " if empty else "<br>").join(p for p in parts if p) + "</td>")
-        note = f' title="{html.escape(row.note)}"' if row.note else ""
-        lines.append(f'<tr><th scope="row"{note}>{html.escape(row.title)}</th>{"".join(cells)}</tr>')
+        note = f"<br><small>{html.escape(row.note)}</small>" if row.note else ""
+        lines.append(f'<tr><th scope="row">{html.escape(row.title)}{note}</th>{"".join(cells)}</tr>')
     left = (
-        f"<p><small>Not at this scale, nothing known: {html.escape(', '.join(hidden))}.</small></p>"
+        f"<details><summary>{len(hidden)} rows exist at other scales only, and nobody's numbers for them are known"
+        f"</summary><p>{html.escape(', '.join(hidden))}</p></details>"
         if hidden
         else ""
     )
-    shown = metric or table.metrics[0]
-    unit = f", {shown.unit}" if shown.unit else ""
-    per_column = metric is None and any(c.metric for c in table.columns)
-    what = "" if per_column else f": {shown.title}{unit} {ARROWS[shown.direction]}"
-    caption = f"{table.title}{what} ({scale} scale)"
-    return (f'<div class="results"><table><caption>{html.escape(caption)}</caption><thead><tr><th scope="col"></th>'
-            f'{"".join(heads)}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>{left}')  # fmt: skip
+    what = ", ".join(filter(None, (shown[0].title, shown[0].unit))) + f" {ARROWS[shown[0].direction]}"
+    only = " (reported; nothing was run)" if idle and sources.texts else ""
+    caption = f"{scale.capitalize()} scale" + (f": {what.strip()}" if shared else "") + only
+    return (f'<div class="results{" idle" if only else ""}"><table><caption>{html.escape(caption)}</caption><thead><tr><th scope="col"></th>'
+            f'{"".join(f"""<th scope="col">{head}</th>""" for head in heads)}</tr></thead>'
+            f'<tbody>{"".join(lines)}</tbody></table></div>{left}')  # fmt: skip
 
 
 def table(paper: str, table_id: str, base: str = "../../") -> Html:
@@ -130,7 +176,8 @@ def table(paper: str, table_id: str, base: str = "../../") -> Html:
     parts = []
     origin = {"companion": "A table of ours; the paper has none like it.", "paper": "A table of the paper."}
     where = origin.get(t.origin, t.origin.replace("paper:", "In the paper:").rstrip(".") + ".")
-    parts.append(f"<p>{html.escape(where)} {_inline(t.caption)}</p>")
+    parts.append(f'<p id="table-{table_id}">{html.escape(where)} {_inline(t.caption)}</p>')
+    sources = _Sources(t)
     committed = records.read(records.evidence_folder(), paper, table_id)
     mine = records.read(records.runs_folder(), paper, table_id)
     there = [s for s in t.scales if any(r["run"]["scale"] == s for r in committed + mine)]
@@ -139,13 +186,14 @@ def table(paper: str, table_id: str, base: str = "../../") -> Html:
         found: dict[str, list] = {"committed": committed}
         if any(r["run"]["scale"] == scale for r in mine):
             found["this machine"] = mine
-        parts.append(_grid(t, scale, None, found, base))
+        parts.append(_grid(t, scale, None, found, base, sources))
         if not any(c.metric for c in t.columns) and len(t.metrics) > 1 and there:
-            more = "".join(_grid(t, scale, m, found, base) for m in t.metrics[1:])
+            more = "".join(_grid(t, scale, m, found, base, sources) for m in t.metrics[1:])
             parts.append(f"<details><summary>Other measures of the same runs</summary>{more}</details>")
         own = [r for r in committed if r["run"]["scale"] == scale]
         if own:
             parts.append(_runs(own, base))
+    parts.append(sources.line())
     missing = [s for s in t.scales if s not in there]
     if missing:
         parts.append(f"<p>Not run at: {', '.join(missing)}. "
@@ -154,8 +202,9 @@ def table(paper: str, table_id: str, base: str = "../../") -> Html:
 
 
 def _inline(text: str) -> str:
-    """Escaped text with *emphasis* and `code`, the only markup that captions use."""
+    """Escaped text with **strong**, *emphasis* and `code`, the only markup that captions use."""
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    text = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", text)
     return re.sub(r"\*([^*\s][^*]*)\*", r"<em>\1</em>", text)
 
 
@@ -177,24 +226,55 @@ def _runs(found: list[dict[str, Any]], base: str) -> str:
         )
     return (f"<details><summary>{len(found)} run records</summary><div class='results'><table><thead><tr>"
             "<th scope='col'>run</th><th scope='col'>time</th><th scope='col'>memory</th><th scope='col'>machine</th>"
-            f"<th scope='col'>commit</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div></details>")  # fmt: skip
+            f"<th scope='col'>commit</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+            "<p><small>Time is that of the run itself; what it found in the cache, such as a training that another "
+            "table had asked for, is not in it.</small></p></details>")  # fmt: skip
 
 
-def _effect(finding: tables.Finding, claim: tables.Claim) -> str:
+def _measure(claim: tables.Claim, table: tables.Table) -> tables.Metric:
+    """The metric that a claim is about: its own where the table shows it, else that of its first column."""
+    first = next(c for c in table.columns if not claim.columns or c.id in claim.columns)
+    return next((m for m in table.metrics if m.id == claim.metric), table.metric(first))
+
+
+def _signed(claim: tables.Claim) -> bool:
+    """Whether the effect is a difference: by its kind, or because the value is compared with zero."""
+    return claim.kind == "difference" or (claim.kind == "value" and 0 in (claim.at_least, claim.at_most))
+
+
+def _unit(claim: tables.Claim, metric: tables.Metric) -> str:
+    unit = "" if claim.kind == "ratio" else "points" if metric.unit == "%" and _signed(claim) else metric.unit
+    return f" {unit}" if unit else ""
+
+
+def _effect(finding: tables.Finding, claim: tables.Claim, metric: tables.Metric) -> str:
+    """The effect with sign, the metric's decimals and unit: `+25.6 ± 8.6 points`; no interval where all seeds agree."""
     if math.isnan(finding.effect):
         return "–"
-    sign = "" if claim.kind != "difference" else "+" if finding.effect >= 0 else "−"
-    half = f" ± {finding.half_width:.3g}" if not math.isnan(finding.half_width) else ""
-    return f"{sign}{abs(finding.effect) if sign else finding.effect:.3g}{half}"
+    digits = max(metric.decimals, 2) if claim.kind == "ratio" else metric.decimals
+    while finding.half_width > 0 and not float(f"{finding.half_width:.{digits}f}"):
+        digits += 1
+    size = f"{abs(finding.effect):.{digits}f}"
+    sign = "−" if finding.effect < 0 and float(size) else "+" if _signed(claim) and float(size) else ""
+    half = f" ± {finding.half_width:.{digits}f}" if finding.half_width > 0 else ""
+    return f"{sign}{size}{half}{_unit(claim, metric)}"
 
 
-def _test(claim: tables.Claim) -> str:
+def _test(claim: tables.Claim, paper: tables.Paper, page: str) -> str:
+    """What is compared, in the table's own words, and the bound; linked to the table on the page `page`."""
     if not claim.table:
         return "no test"
-    other = {"difference": f" minus {claim.than}", "ratio": f" over {claim.than}", "value": ""}[claim.kind]
+    table = paper.tables[claim.table]
+    rows, columns = ({x.id: x.title for x in lines} for lines in (table.rows, table.columns))
+    metric = _measure(claim, table)
+    other = {"difference": " minus ", "ratio": " over ", "value": ""}[claim.kind] + rows.get(claim.than, "")
+    where = " · ".join(columns[c] for c in claim.columns)
+    own = claim.metric and (metric.title if claim.metric == metric.id else claim.metric)
+    what = [where] * bool(where) + [own] * bool(own and own not in where)
     bound = f"≥ {claim.at_least:g}" if claim.at_least is not None else f"≤ {claim.at_most:g}"
-    where = f" at {', '.join(claim.columns)}" if claim.columns else ""
-    return f"{claim.table}: {claim.row}{other}{where}{', ' + claim.metric if claim.metric else ''} {bound}"
+    text = "; ".join([rows[claim.row] + other, *what])
+    return (f'test: {html.escape(text)} {bound.replace("-", "−")}{html.escape(_unit(claim, metric))}, '
+            f'<a href="{page}#table-{claim.table}">{html.escape(table.title)}</a>')  # fmt: skip
 
 
 def overview() -> Html:
@@ -223,7 +303,12 @@ def overview() -> Html:
 
 
 def claims(papers: list[str] | None = None) -> Html:
-    """Every claim with its verdict at every scale that has records; grouped by paper when there are several."""
+    """Every claim with its verdict at every scale that has records.
+
+    Args:
+        papers: which; the tests then lead to tables on the same page. All of them by default, grouped, with links to
+            the results pages.
+    """
     names = papers or tables.available()
     lines = []
     for name in names:
@@ -239,14 +324,16 @@ def claims(papers: list[str] | None = None) -> Html:
             findings = []
             for scale in scales:
                 finding = tables.judge(claim, paper, scale, found)
-                seeds = (
-                    f", {finding.seeds} seeds" if finding.seeds > 1 else ", 1 seed" if finding.seeds else ""
-                )
-                findings.append(_verdict(finding.verdict, f"{scale}: {_effect(finding, claim)}{seeds}"))
-            note = f"<br><small>{html.escape(claim.note)}</small>" if claim.note else ""
+                if not finding.seeds:
+                    continue
+                effect = _effect(finding, claim, _measure(claim, paper.tables[claim.table]))
+                small = f"{effect}, {finding.seeds} seeds" if finding.seeds > 1 else "one seed"
+                findings.append(_verdict(finding.verdict, f"{scale}: {small}"))
+            note = f'<div class="note">{html.escape(claim.note)}</div>' if claim.note else ""
+            page = "" if papers else f"results/{name}.html"
             lines.append(
-                f'<tr><th scope="row">{html.escape(claim.text)}{note}'
-                f"<br><small>{html.escape(claim.source)}; test: {html.escape(_test(claim))}</small></th>"
+                f'<tr><th scope="row"><div class="claim">{html.escape(claim.text)}</div>{note}'
+                f'<div class="test">{html.escape(claim.source)}; {_test(claim, paper, page)}</div></th>'
                 f"<td>{'<br>'.join(findings or [_verdict('not tested')])}</td></tr>"
             )
     return Html('<div class="results claims"><table><thead><tr><th scope="col">claim and its test</th>'
@@ -260,60 +347,57 @@ def _verdict(verdict: str, small: str = "") -> str:
     return f'<span class="verdict {kind}">{verdict}</span>{after}'
 
 
-def benchmarks() -> Html:
-    """Every script of `benchmarks/` with the numbers it stored beside itself (`<name>.json`), or "not measured yet".
+def benchmark(
+    name: str,
+    finding: str,
+    *parts: tuple[str, str, str, Mapping[str, str]],
+    titles: Mapping[str, str] | None = None,
+) -> Html:
+    """What `benchmarks/<name>.py` stored beside itself, or that it was not measured yet; empty outside a checkout.
 
-    A stored file is a JSON object: plain values, and objects or lists of objects that become tables; `processor`,
-    `gpu`, `threads` and `versions` say where it was measured. Outside a checkout: an empty page.
+    Args:
+        name: the script, without ending.
+        finding: a sentence; `{key}` and `{key[inner]:.1f}` take numbers out of the stored file, `{table[row][column]}`
+            out of the first of `parts`.
+        parts: tables: key of the stored file (an object of objects or of numbers), caption, head of the first column, and the columns
+            in their order, key to title ("" for plain numbers). The first is shown, the others are folded.
+        titles: titles of rows whose keys are no words for a reader.
     """
-    import ast
     import json
 
     root = records.checkout()
-    parts = []
-    for script in sorted((root / "benchmarks").glob("*.py")) if root else []:
-        about = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or script.stem
-        about = about.splitlines()[0].split(":")[0].rstrip(".")
-        parts.append(f"<h2>{html.escape(about)}</h2>"
-                     f"<p><code>python benchmarks/{script.name}</code></p>")  # fmt: skip
-        stored = script.with_suffix(".json")
-        if not stored.is_file():
-            parts.append("<p>Not measured yet.</p>")
-            continue
-        found = json.loads(stored.read_text(encoding="utf-8"))
-        where = [found.pop("processor", None), (found.pop("gpu", None) or {}).get("name")]
-        threads, versions = found.pop("threads", None), found.pop("versions", {})
-        plain = {k: v for k, v in found.items() if not isinstance(v, dict | list)}
-        if plain:
-            parts.append(_rows({k: {"": v} for k, v in plain.items()}))
-        parts += [_nested(k, v) for k, v in found.items() if k not in plain]
-        where.append(f"{threads} thread{'s' if threads != 1 else ''}" if threads else None)
-        where += [f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions]
-        parts.append(f"<p><small>{html.escape(', '.join(filter(None, where)))}</small></p>")
-    return Html("".join(parts))
-
-
-def _nested(title: str, thing: Any) -> str:
-    """A table for an object of objects or a list of objects; anything deeper gets a table of its own below."""
-    rows = thing if isinstance(thing, dict) else {str(k + 1): v for k, v in enumerate(thing)}
-    rows = {k: v if isinstance(v, dict) else {"": v} for k, v in rows.items()}
-    flat = {k: {c: x for c, x in v.items() if not isinstance(x, dict)} for k, v in rows.items()}
-    deep = [(f"{title}, {k}, {c}", x) for k, v in rows.items() for c, x in v.items() if isinstance(x, dict)]
-    return (_rows(flat, title) if any(flat.values()) else "") + "".join(_nested(*one) for one in deep)
-
-
-def _rows(rows: dict[str, dict[str, Any]], caption: str = "") -> str:
-    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
-    head = "".join(f'<th scope="col">{html.escape(c.replace("_", " "))}</th>' for c in columns)
-    head = f"<thead><tr><th></th>{head}</tr></thead>" if any(columns) else ""
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(name.replace("_", " "))}</th>'
-        + "".join(f"<td>{html.escape(_short(row.get(c)))}</td>" for c in columns)
-        + "</tr>"
-        for name, row in rows.items()
-    )
-    caption = f"<caption>{html.escape(caption.replace('_', ' '))}</caption>" if caption else ""
-    return f'<div class="results"><table>{caption}{head}<tbody>{body}</tbody></table></div>'
+    if root is None:
+        return Html("")
+    command = f"<p><small><code>python benchmarks/{name}.py</code>"
+    stored = root / "benchmarks" / f"{name}.json"
+    if not stored.is_file():
+        return Html(f"<p>Not measured yet.</p>{command}</small></p>")
+    found = json.loads(stored.read_text(encoding="utf-8"))
+    first = dict(found[parts[0][0]]) if parts else {}
+    first |= {
+        int(key): values for key, values in first.items() if key.isdigit()
+    }  # format() reads [1] as a number
+    shown = [f"<p>{_inline(finding.format(**found, table=first))}</p>"]
+    for k, (key, caption, head, columns) in enumerate(parts):
+        rows = {(titles or {}).get(row, row): values if isinstance(values, dict) else {"": values}
+                for row, values in found[key].items()}  # fmt: skip
+        if lost := [c for c in columns if not any(c in values for values in rows.values())]:
+            raise KeyError(f"{stored.name}: {key} has no column {lost[0]!r}")
+        lines = "".join(
+            f'<tr><th scope="row">{html.escape(row)}</th>'
+            + "".join(f"<td>{html.escape(_short(values.get(c)))}</td>" for c in columns)
+            + "</tr>"
+            for row, values in rows.items()
+        )
+        heads = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in (head, *columns.values()))
+        box = f'<div class="results"><table>{{}}<thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
+        shown.append(box.format(f"<caption>{html.escape(caption)}</caption>") if not k
+                     else f"<details><summary>{html.escape(caption)}</summary>{box.format('')}</details>")  # fmt: skip
+    where = [found.get("processor"), (found.get("gpu") or {}).get("name")]
+    threads, versions = found.get("threads"), found.get("versions", {})
+    where.append(f"{threads} thread{'s' if threads != 1 else ''}" if threads else None)
+    where += [f"{one} {versions[one]}" for one in ("torch", "transformers") if one in versions]
+    return Html("".join(shown) + f"{command} on {html.escape(', '.join(filter(None, where)))}</small></p>")
 
 
 def _short(value: Any) -> str:

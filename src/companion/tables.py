@@ -522,7 +522,7 @@ def number(value: float | None, metric: Metric) -> str:
 
 
 def text(result: Result) -> str:
-    """A cell in words: `63.9 ± 2.1 (5)`, `not run`, `stale`."""
+    """A cell in words: `63.9 ± 2.1 (5)`, `2.41 (2)` where all seeds agree exactly, `not run`, `stale`."""
     if not result.values:
         return {"reference": "", "not at this scale": "–", "run": "undefined"}.get(
             result.status, result.status
@@ -530,6 +530,8 @@ def text(result: Result) -> str:
     mean = number(result.mean, result.metric)
     if len(result.values) == 1:
         return mean
+    if len(set(result.values.values())) == 1:
+        return f"{mean} ({len(result.values)})"
     return f"{mean} ± {number(result.half_width, result.metric)} ({len(result.values)})"
 
 

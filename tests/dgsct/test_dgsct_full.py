@@ -274,7 +274,7 @@ def few_shot(**change):
                    PromptConfig(reduction=4, tokens=2, gamma=0.05), **change)  # fmt: skip
 
 
-def test_few_shot_logits_are_the_specification():
+def test_few_shot_logits_are_the_published_ones():
     """Gates at 0 and no adapters: CLIP's and CLAP's own classifiers, added twice."""
     model = few_shot().eval()
     model.head.mix = 0.0

@@ -1,4 +1,4 @@
-"""The DG-SCT unit and the paired encoders: the specification's operations, one by one."""
+"""The DG-SCT unit and the paired encoders: the published operations, one by one."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ SMALL = PromptConfig(reduction=4, tokens=4)
 
 
 def reference(u: CrossModalPrompt, x: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ten steps as written in the specification, in double precision and without any rearrangement."""
+    """The ten steps as the official code performs them, in double precision and without any rearrangement."""
     c, p = u.config, {n: t.detach().double() for n, t in u.state_dict().items()}
     x, g = x.double(), g.double()
 
@@ -93,7 +93,7 @@ def busy(u: CrossModalPrompt) -> CrossModalPrompt:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("sizes", [(36, 64, 64, 96), (64, 96, 36, 64)])
-def test_unit_is_the_specification(name, training, sizes):
+def test_unit_is_the_published_operations(name, training, sizes):
     torch.manual_seed(1)
     config = PRESETS[name]
     if sizes[1] % (config.reduction * config.groups):

@@ -1,4 +1,4 @@
-"""The update rule: golden trajectories of the spec (section 7), its invariants, and bad input."""
+"""The update rule: golden trajectories computed apart from the code, its invariants, and bad input."""
 
 import copy
 import io

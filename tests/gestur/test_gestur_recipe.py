@@ -139,21 +139,6 @@ def test_standing_says_who_is_ahead_by_more_than_the_interval(tmp_path):
     assert shown.endswith("<li><strong>s = 0.5</strong>: not run yet.</li></ul>")
 
 
-def test_the_lambda_curve_in_words(tmp_path):
-    cell = tables.cell("gestur", "lambda", "gestur-strong", "all")
-    for seed in (0, 1):
-        metrics = dict.fromkeys(cell.metrics, 70.0) | {"val@lam=0": 90.0, "val@lam=1": 85.0}
-        metrics |= {"test@lam=1": 74.0, "test@best": 74.0, "test@chosen": 69.0}
-        records.Run(cell, seed, tmp_path).save(metrics, notes={"chosen": "lam=0" if seed else "lam=0.03"})
-    assert summary.climb("lambda", "reduced", "gestur-strong", tmp_path) == (
-        "from λ = 0 to λ = 1 accuracy on unseen domains changes by +4.0 ± 0.0 points and on held-out images of the sources "
-        "by −5.0 ± 0.0 (2 seeds); validation on the sources takes λ = 0 (1×) and 0.03 (1×), which is worth "
-        "−1.0 ± 0.0 points over λ = 0; the best λ, by the targets themselves, +4.0 ± 0.0"
-    )
-    with pytest.raises(ValueError, match="no valid records of gestur lambda"):
-        summary.climb("lambda", "reduced", "gestur-weak", tmp_path)
-
-
 def test_costs_show_every_run(tmp_path):
     cell = tables.cell("gestur", "cost", "resnet50", "all", "full")
     for seed in (0, 1):

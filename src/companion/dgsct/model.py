@@ -101,7 +101,7 @@ class GroupedLinear(nn.Module):
 class CrossModalPrompt(nn.Module):
     """One DG-SCT unit: `residual, maps = unit(x, g)`.
 
-    Steps (symbols as in the method page): 1 re-map the guide to x's tokens and width, 2 latent-token fusion,
+    Steps (symbols as in the walk-through): 1 re-map the guide to x's tokens and width, 2 latent-token fusion,
     3 guide vector, 4-5 channel attention, 6-7 spatial attention and the pooling map, 8 combine
     (α m_c + β m_s + γ m_t + 1 - α), 9 bottleneck, 10 LayerNorm and gate.
 

@@ -161,27 +161,6 @@ def standing(table: str, scale: str, ours: str, row: str = "", folder: Any = Non
     return "; ".join(said) + f" ({over} seed{'s' * (over != '1')})"
 
 
-def climb(table: str, scale: str, row: str, folder: Any = None) -> str:
-    """In words: what λ = 1 changes against λ = 0, and what validation on the sources makes of the curve.
-
-    Raises:
-        ValueError: where there are no records of it that fit their cell any more.
-    """
-    found = valid("gestur", table, scale, row, folder)
-    if not found:
-        raise ValueError(f"there are no valid records of gestur {table} at scale {scale}, row {row}")
-
-    def change(one: str, other: str) -> str:
-        return _text([r["metrics"][one] - r["metrics"][other] for r in found], "+.1f")
-
-    picked = [r["notes"]["chosen"].removeprefix("lam=") for r in found]
-    often = _and([f"{lam} ({picked.count(lam)}×)" for lam in sorted(set(picked), key=float)])
-    return (f"from λ = 0 to λ = 1 accuracy on unseen domains changes by {change('test@lam=1', 'test@lam=0')} points and on "
-            f"held-out images of the sources by {change('val@lam=1', 'val@lam=0')} ({count(found)}); validation on the sources takes λ = {often}, "
-            f"which is worth {change('test@chosen', 'test@lam=0')} points over λ = 0; the best λ, by the targets themselves, "
-            f"{change('test@best', 'test@lam=0')}")  # fmt: skip
-
-
 def said(
     words: Any, table: str, scale: str, *given: Any, start: str = "", otherwise: str = "not run yet"
 ) -> Any:

@@ -1,4 +1,4 @@
-"""The styled-glyph world: images = strokes x style, with a shortcut of known strength (spec section 6).
+"""The styled-glyph world: images = strokes x style, with a shortcut of known strength.
 
 A *glyph class* is a handful of quadratic strokes; every image jitters them. A *style* paints the glyph: photo, cartoon,
 sketch and art are the domains of the task, two more styles only occur in pre-training. In the task, the hue of the
