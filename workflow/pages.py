@@ -1,4 +1,7 @@
-"""Write book/results/<paper>.md from the TOML files: one executed cell per table. `--check` only compares."""
+"""Write book/results/<paper>.md from the TOML files: one executed cell per table.
+
+Sections written by hand (`workflow/pages/<paper>.md`) stand before the claims. `--check` only compares.
+"""
 
 import sys
 from pathlib import Path
@@ -55,6 +58,9 @@ def page(name: str) -> str:
     paper = tables.paper(name)
     parts = [HEAD.format(short=paper.short)]
     parts += [TABLE.format(title=t.title, paper=name, table=t.id) for t in paper.tables.values()]
+    more = ROOT / "workflow" / "pages" / f"{name}.md"
+    if more.is_file():
+        parts.append(more.read_text(encoding="utf-8"))
     return "".join(parts) + FOOT.format(paper=name)
 
 

@@ -1,7 +1,9 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -97,7 +99,7 @@ found = cost.compare(
 for name in methods:
     print(f"{name:<8} {found[f'copies@{name}']:.2f}")
 
-# %% mystnb={"figure": {"caption": "Time of a step relative to ERM's and extra copies of the weights, this run. On a CPU with few images per step the work per weight is over-represented.", "name": "fig-gestur-cost"}, "image": {"alt": "Two bar charts over ERM, GESTUR, SWAD and MIRO: relative step time and extra copies of the weights"}}
+# %% mystnb={"figure": {"caption": "Left, time of a step in units of a step of ERM; right, copies of the weights besides the network's own; this run, with the small network. On a CPU with few images per step the work per weight is over-represented.", "name": "fig-gestur-cost"}, "image": {"alt": "Two bar charts over ERM, GESTUR, SWAD and MIRO: relative step time and extra copies of the weights"}}
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.6))
 for ax, key, title in (
     (axes[0], "ratio", "time of ERM"),

@@ -1,7 +1,9 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -121,7 +123,7 @@ for target, m in means.items():
         f"gain {m['gain']:+.4f}   relief {m['relief']:+.4f}"
     )
 
-# %% mystnb={"figure": {"caption": "Left: cosines to the true unseen gradient over training, mean over the targets. Above zero, a step along the direction lowers the loss on the domain that training never sees. Right: how one-sidedly a step serves the sources, without and with the estimate.", "name": "fig-gestur-gradients"}, "image": {"alt": "Left panel: curves over training steps of the cosine between the unseen gradient and the source gradient, the estimate, and their combination. Right panel: the bias towards the sources of the source gradient and of the combination"}}
+# %% mystnb={"figure": {"caption": "Left: cosines to the true unseen gradient over training, mean over the targets. Above zero, a step along the direction lowers the loss on the domain that training never sees. Right: how one-sidedly a step serves the sources, without and with the estimate. Both panels number their lines afresh: the dashed line is the estimate on the left and both together on the right.", "name": "fig-gestur-gradients"}, "image": {"alt": "Left panel: curves over training steps of the cosine between the unseen gradient and the source gradient, the estimate, and their combination. Right panel: the bias towards the sources of the source gradient and of the combination"}}
 steps = [r["step"] for r in watches[target].rows]
 
 

@@ -1,7 +1,9 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -18,7 +20,8 @@
 # The backbone of the reduced and real scales: a small network that tells characters apart in all six styles,
 # whatever their hue. Its classes are not those of the task. There are two: `glyphs` knows 200 procedural characters,
 # `omniglot` those and 292 real ones of Omniglot. Both have a run on record: that of `omniglot` made the stored weights,
-# that of `glyphs` is a second run of their recipe. By default this notebook only takes a few steps to show how it goes.
+# that of `glyphs` is a second run of their recipe. By default this notebook only takes a few steps to show how it goes; the
+# curves of the recorded runs are on the [results page](../../book/results/gestur.md).
 
 # %% tags=["hide-input"]
 # Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.
@@ -96,7 +99,7 @@ net, head, outcome = pretrain.pretrain(
 if p["keep"]:
     print(pretrain.save(net, head, row, run.path.parent).name)
 
-# %% mystnb={"figure": {"caption": "Training loss of this run; at the reduced scale these are the first steps only.", "name": "fig-gestur-pretraining-loss"}, "image": {"alt": "Cross-entropy of the pre-training over its steps"}}
+# %% mystnb={"figure": {"caption": "Training loss of this run. At the reduced scale these are the first 20 steps, in which the batches differ by more than is learned; the recorded runs of thousands of steps are drawn on the results page.", "name": "fig-gestur-pretraining-loss"}, "image": {"alt": "Cross-entropy of the first steps of a pre-training, near that of guessing"}}
 curve = outcome.pop("loss")
 print({k: round(v, 1) for k, v in outcome.items() if v is not None})
 ax = plotting.curves(

@@ -95,7 +95,7 @@ def test_differences_have_the_sign_that_their_head_says(tmp_path):
     assert set(frame.iloc[:, 0]) == {"+5.0 ± 0.0"}
     frame = summary.differences("ablation", "reduced", "published", tmp_path, others_minus=True)
     assert frame.index.name.startswith("minus ")
-    assert set(frame.iloc[:, 0]) == {"-5.0 ± 0.0"}
+    assert set(frame.iloc[:, 0]) == {"−5.0 ± 0.0"}
 
 
 def test_rivals_are_paired_by_seed_and_best_first(tmp_path):
@@ -106,10 +106,46 @@ def test_rivals_are_paired_by_seed_and_best_first(tmp_path):
     frame = summary.rivals(folder=tmp_path)
     assert list(frame.index) == ["ERM", "GESTUR (λ = 0.1)", "Mixup"]
     gaps = list(frame["GESTUR (λ = 0.1) minus it"])
-    assert gaps[0].startswith("-1.5 ± ")
+    assert gaps[0].startswith("−1.5 ± ")
     assert gaps[1:] == ["–", "+10.0"]
     with pytest.raises(ValueError, match="no valid records of gestur pacs"):
         summary.rivals(row="sam", folder=tmp_path)
+
+
+def test_standing_says_who_is_ahead_by_more_than_the_interval(tmp_path):
+    methods = {"gestur": (30.0, 32.0, 31.0), "erm": (20.0, 22.1, 20.9), "miro": (40.0, 42.1, 41.0),
+               "sam": (29.0, 33.0, 31.0), "mixup": (10.0,)}  # fmt: skip
+    for row, values in methods.items():
+        cell = tables.cell("gestur", "pacs", row, "all", "real")
+        for seed, value in enumerate(values):
+            records.Run(cell, seed, tmp_path).save(dict.fromkeys(cell.metrics, value))
+    assert summary.gaps("pacs", "real", "gestur", folder=tmp_path)["Mixup"] == [20.0]
+    assert summary.standing("pacs", "real", "gestur", folder=tmp_path) == (
+        "ahead of ERM (+10.0 ± 0.2); behind MIRO (−10.0 ± 0.1); "
+        "not to be told apart from Mixup and SAM (1 to 3 seeds)"
+    )
+    # the same where one run trains all methods
+    cell = tables.cell("gestur", "shortcut", "strong", "all")
+    for seed in (0, 1):
+        metrics = dict.fromkeys(cell.metrics, 70.0) | {"test@gestur": 75.0, "test@miro": 76.0}
+        records.Run(cell, seed, tmp_path).save(metrics)
+    said = summary.standing("shortcut", "reduced", "gestur", "strong", tmp_path)
+    assert said.startswith("ahead of Linear probe (frozen) (+5.0 ± 0.0), ERM (+5.0 ± 0.0), ")
+    assert said.endswith("; behind MIRO (−1.0 ± 0.0) (2 seeds)")
+    shown = summary.said(
+        lambda *given: summary.standing(*given, tmp_path), "shortcut", "reduced", "gestur", start="GESTUR is"
+    )
+    assert shown.startswith("<ul><li><strong>s = 0.95</strong>: GESTUR is ahead of Linear probe")
+    assert shown.endswith("<li><strong>s = 0.5</strong>: not run yet.</li></ul>")
+
+
+def test_costs_show_every_run(tmp_path):
+    cell = tables.cell("gestur", "cost", "resnet50", "all", "full")
+    for seed in (0, 1):
+        records.Run(cell, seed, tmp_path).save(dict.fromkeys(cell.metrics, 1.5 - 2 * seed))
+    assert list(summary.costs(tmp_path).loc["ResNet-50"])[:2] == [2, "1.50, −0.50"]
+    with pytest.raises(ValueError, match="no valid records of gestur cost"):
+        summary.costs(tmp_path / "none")
 
 
 def test_figures_show_means_and_intervals_of_the_valid_records(tmp_path, monkeypatch):
@@ -133,13 +169,15 @@ def test_figures_show_means_and_intervals_of_the_valid_records(tmp_path, monkeyp
         summary.differences, "lambda", "reduced", "lam-0.1", tmp_path, caption="Points", fold="λ < 1"
     )
     assert "+0.0 ± 0.0" in shown
-    assert "><caption>Points</caption>" in shown
+    assert "<caption>Points</caption>" in shown
     assert shown.startswith("<details><summary>λ &lt; 1</summary>")
     # a page is built all the same where nothing has been run
     assert summary.block(summary.selection, tmp_path, caption="Rules.") == "<p>Not run: Rules.</p>"
-    for make in (summary.figure_methods, summary.figure_ablation, summary.figure_gradients):
+    for make in (summary.figure_ablation, summary.figure_gradients):
         make()  # empty, not an error
-    assert [t.get_text() for ax in summary.figure_methods("real").axes for t in ax.texts] == ["not run"] * 2
+    assert summary.drawn(summary.figure_methods, "real", otherwise="Not yet <.") == "<p>Not yet &lt;.</p>"
+    assert summary.drawn(summary.figure_pretraining, otherwise="Not yet.") == "<p>Not yet.</p>"
+    assert summary.drawn(summary.figure_lambda, otherwise="Not yet.") is None
     plt.close("all")
 
 
@@ -179,7 +217,7 @@ def test_what_the_gradients_say_per_style(tmp_path):
     assert list(found.columns) == ["art", "sketch", "mean"]
     estimate = found.loc["estimate: cosine with the unseen gradient"]
     assert estimate["art"] == "+0.200 ± 1.271"  # 12.7062 times the standard error of two values
-    assert estimate["sketch"].startswith("-0.200")
+    assert estimate["sketch"].startswith("−0.200")
     adds = found.loc["what the estimate adds to the cosine with the unseen gradient"]
     assert adds["mean"].startswith("+0.020")
     with pytest.raises(ValueError, match="no valid records of gestur gradients"):

@@ -101,14 +101,85 @@ def differences(
     for row in t.rows:
         found = valid("gestur", table, scale, row.id, folder)
         for c in others if found else []:
-            mean, half = interval([r["metrics"][ours.metric] - r["metrics"][c.metric] for r in found])
-            mean = -mean if others_minus else mean
-            lines[c.title][f"{row.title} ({count(found)})"] = f"{mean:+.1f} ± {half:.1f}"
+            sign = -1 if others_minus else 1
+            gap = [sign * (r["metrics"][ours.metric] - r["metrics"][c.metric]) for r in found]
+            lines[c.title][f"{row.title} ({count(found)})"] = _text(gap, "+.1f")
     if not any(lines.values()):
         raise ValueError(f"there are no valid records of gestur {table} at scale {scale}")
     frame = pd.DataFrame(lines).T
     frame.index.name = f"minus {ours.title}" if others_minus else f"{ours.title} minus"
     return frame
+
+
+def gaps(table: str, scale: str, ours: str, row: str = "", folder: Any = None) -> dict[str, list[float]]:
+    """How far `ours` is above every other method on unseen domains, a list over the seeds that both have, by title.
+
+    Args:
+        ours: a column of a table whose runs train all methods, with `row` to say which run; else a row.
+
+    Raises:
+        ValueError: where there are no records of it that fit their cell any more.
+    """
+    t = tables.table("gestur", table)
+    unseen: dict[str, dict[int, float]] = {}
+    if row:
+        titles = {c.id: c.title for c in t.columns if c.metric.startswith("test@")}
+        for r in valid("gestur", table, scale, row, folder):
+            for c in t.columns:
+                if c.id in titles:
+                    unseen.setdefault(c.id, {})[r["run"]["seed"]] = r["metrics"][c.metric]
+    else:
+        titles = {r.id: r.title for r in t.rows}
+        for r in valid("gestur", table, scale, folder=folder):
+            unseen.setdefault(r["run"]["row"], {})[r["run"]["seed"]] = r["metrics"]["test"]
+    if ours not in unseen:
+        raise ValueError(f"there are no valid records of gestur {table} at scale {scale}, {row or ours}")
+    mine = unseen.pop(ours)
+    paired = {
+        titles[m]: [mine[k] - v for k, v in values.items() if k in mine] for m, values in unseen.items()
+    }
+    return {title: values for title, values in paired.items() if values}
+
+
+def standing(table: str, scale: str, ours: str, row: str = "", folder: Any = None) -> str:
+    """In words: whom `ours` is ahead of, whom behind and who cannot be told apart from it, by 95 % intervals over seeds.
+
+    Takes what `gaps` takes, and raises what it raises.
+    """
+    found = gaps(table, scale, ours, row, folder)
+    if all(len(values) == 1 for values in found.values()):
+        return "compared at one seed only, which has no interval"
+    sides: dict[str, list[str]] = {"ahead of": [], "behind": [], "not to be told apart from": []}
+    for title, values in found.items():
+        mean, half = interval(values)
+        clear = len(values) > 1 and abs(mean) > half
+        side = ("ahead of" if mean > 0 else "behind") if clear else "not to be told apart from"
+        sides[side].append(f"{title} ({_text(values, '+.1f')})" if clear else title)
+    seeds = {len(values) for values in found.values()}
+    over = " to ".join(str(n) for n in sorted({min(seeds), max(seeds)})) if seeds else "no"
+    said = [f"{side} {_and(names)}" for side, names in sides.items() if names]
+    return "; ".join(said) + f" ({over} seed{'s' * (over != '1')})"
+
+
+def said(
+    words: Any, table: str, scale: str, *given: Any, start: str = "", otherwise: str = "not run yet"
+) -> Any:
+    """What `words(table, scale, *given, row)` says of every row of the table, as a list for a page.
+
+    Args:
+        start: comes before each sentence.
+        otherwise: stands where there are no records.
+    """
+    from companion import report
+
+    lines = []
+    for row in tables.table("gestur", table).rows:
+        try:
+            sentence = f"{start} {words(table, scale, *given, row.id)}"
+        except ValueError:
+            sentence = otherwise
+        lines.append(f"<li><strong>{html.escape(row.title)}</strong>: {html.escape(sentence.strip())}.</li>")
+    return report.Html(f"<ul>{''.join(lines)}</ul>")
 
 
 def rivals(table: str = "pacs", scale: str = "real", row: str = "gestur", folder: Any = None) -> Any:
@@ -118,19 +189,39 @@ def rivals(table: str = "pacs", scale: str = "real", row: str = "gestur", folder
     """
     import pandas as pd
 
-    unseen: dict[str, dict[int, float]] = {}
-    for r in valid("gestur", table, scale, folder=folder):
-        unseen.setdefault(r["run"]["row"], {})[r["run"]["seed"]] = r["metrics"]["test"]
-    if row not in unseen:
-        raise ValueError(f"there are no valid records of gestur {table} at scale {scale}, row {row}")
+    ahead = gaps(table, scale, row, folder=folder)
     titles = {r.id: r.title for r in tables.table("gestur", table).rows}
-    lines = []
-    for other, values in sorted(unseen.items(), key=lambda item: -fmean(item[1].values())):
-        paired = [unseen[row][k] - v for k, v in values.items() if k in unseen[row]]
-        gap = "–" if other == row or not paired else _text(paired, "+.1f")
-        lines.append({"method": titles[other], "unseen": _text([*values.values()], ".1f"),
-                      f"{titles[row]} minus it": gap, "seeds": len(values)})  # fmt: skip
+    unseen: dict[str, list[float]] = {}
+    for r in valid("gestur", table, scale, folder=folder):
+        unseen.setdefault(titles[r["run"]["row"]], []).append(r["metrics"]["test"])
+    lines = [
+        {"method": title, "unseen": _text(values, ".1f"),
+         f"{titles[row]} minus it": _text(ahead[title], "+.1f") if title in ahead else "–", "seeds": len(values)}
+        for title, values in sorted(unseen.items(), key=lambda item: -fmean(item[1]))
+    ]  # fmt: skip
     return pd.DataFrame(lines).set_index("method")
+
+
+def costs(folder: Any = None) -> Any:
+    """Step times at full size in units of a step of ERM, and peak memory over ERM's in copies of the weights, each run."""
+    import pandas as pd
+
+    found = valid("gestur", "cost", "full", folder=folder)
+    if not found:
+        raise ValueError("there are no valid records of gestur cost at scale full")
+    heads = {"ratio@{}": "time, {}", "peak_copies@{}": "memory, {}"}
+    lines = {}
+    for row in tables.table("gestur", "cost").rows:
+        runs = [r["metrics"] for r in found if r["run"]["row"] == row.id]
+        if runs:
+            lines[row.title] = {"runs": len(runs)} | {
+                head.format(title): ", ".join(f"{m[key.format(method)]:.2f}" for m in runs).replace("-", "−")
+                for key, head in heads.items()
+                for method, title in (("gestur", "GESTUR"), ("swad", "SWAD"), ("miro", "MIRO"))
+            }
+    frame = pd.DataFrame(lines).T
+    frame.index.name = "network"
+    return frame
 
 
 def selection(folder: Any = None) -> Any:
@@ -149,11 +240,11 @@ def selection(folder: Any = None) -> Any:
         found = valid("gestur", "selection", "reduced", row.id, folder)
         for c in t.columns if found else []:
             picked = [name for r in found for name in r["notes"].get(picks.get(c.metric, ""), {}).values()]
-            gain = interval([r["metrics"][c.metric] - r["metrics"]["test@lam=0"] for r in found])
+            gain = [r["metrics"][c.metric] - r["metrics"]["test@lam=0"] for r in found]
             lines.append({
                 "": f"{row.title.removeprefix('GESTUR, ')} ({count(found)})", "rule": c.title,
-                "unseen": "{:.1f} ± {:.1f}".format(*_metric(found, c.metric)),
-                "above λ = 0": "{:+.1f} ± {:.1f}".format(*gain) if c.metric != "test@lam=0" else "",
+                "unseen": _text([r["metrics"][c.metric] for r in found], ".1f"),
+                "above λ = 0": _text(gain, "+.1f") if c.metric != "test@lam=0" else "",
                 "λ picked (times)": ", ".join(f"{name.removeprefix('lam=')} ({picked.count(name)})"
                                       for name in sorted(set(picked), key=lambda n: float(n.removeprefix("lam=")))),
             })  # fmt: skip
@@ -183,7 +274,7 @@ def directions(folder: Any = None) -> Any:
     parts = {style: [p[style] for p in per_style] for style in per_style[0]}
     parts["mean"] = [r["metrics"] for r in found]
     frame = pd.DataFrame({
-        style: {line: "{:+.3f} ± {:.3f}".format(*interval([of(m) for m in measured])) for line, of in lines.items()}
+        style: {line: _text([of(m) for m in measured], "+.3f") for line, of in lines.items()}
         for style, measured in parts.items()
     })  # fmt: skip
     frame.index.name = f"s = 0.95, λ = 0.1 ({count(found)})"
@@ -222,28 +313,56 @@ def published() -> Any:
     ).sort_values(["backbone", "method"], ignore_index=True)  # fmt: skip
 
 
-def block(make: Any, *given: Any, caption: str = "", fold: str = "", **options: Any) -> Any:
+def block(
+    make: Any, *given: Any, caption: str = "", fold: str = "", otherwise: str = "", **options: Any
+) -> Any:
     """The frame that `make(*given, **options)` returns as HTML for a page; a sentence where there are no records yet.
 
     Args:
         caption: the table's.
-        fold: a title; the table then opens on a click.
+        fold: a title; the table then opens on a click. Settings go into a table of their own there.
+        otherwise: the sentence where there are no records; default: the title, "not run".
     """
     from companion import report
 
     try:
         frame = make(*given, **options)
     except ValueError:
-        return report.Html(f"<p>Not run: {html.escape(fold or caption)}</p>")
-    frame = frame if frame.index.name is None else frame.reset_index()
-    table = frame.to_html(border=0, index=False, na_rep="–")
-    if caption:
-        head, rest = table.split(">", 1)
-        table = f"{head}><caption>{html.escape(caption)}</caption>{rest}"
-    shown = f'<div class="results">{table}</div>'
+        otherwise = otherwise or f"Not run: {(fold or caption).rstrip('.')}."
+        return report.Html(f"<p>{html.escape(otherwise)}</p>")
+    frame = frame.reset_index() if frame.index.name else frame
+    shown = ""
+    if fold and "settings" in frame:
+        shown = _table(frame[[frame.columns[0], "settings"]], "The settings of these runs.")
+        frame = frame.drop(columns="settings")
+    shown = _table(frame, caption) + shown
     if fold:
         shown = f"<details><summary>{html.escape(fold)}</summary>{shown}</details>"
     return report.Html(shown)
+
+
+def _table(frame: Any, caption: str = "") -> str:
+    """A frame as HTML in the book's look: its first column heads the rows."""
+    head = "".join(f'<th scope="col">{html.escape(str(c))}</th>' for c in frame.columns)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(str(first))}</th>'
+        + "".join(f"<td>{'–' if v != v else html.escape(str(v))}</td>" for v in rest)
+        + "</tr>"
+        for first, *rest in frame.itertuples(index=False)
+    )
+    above = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return (f'<div class="results"><table>{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')  # fmt: skip
+
+
+def drawn(make: Any, *given: Any, otherwise: str) -> Any:
+    """Draws the figure `make(*given)`; the sentence `otherwise` for a page where there are no records yet."""
+    from companion import report
+
+    try:
+        make(*given)
+    except ValueError:
+        return report.Html(f"<p>{html.escape(otherwise)}</p>")
+    return None
 
 
 def show(values: Sequence[float]) -> str:
@@ -282,9 +401,14 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _text(values: Sequence[float], form: str) -> str:
-    """`+1.2 ± 0.3`; a single value has no interval."""
+    """`+1.2 ± 0.3`, with a real minus sign; a single value has no interval."""
     mean, half = interval(values)
-    return f"{mean:{form}}" + (f" ± {half:.1f}" if len(values) > 1 else "")
+    spread = f" ± {half:{form.lstrip('+')}}" if len(values) > 1 else ""
+    return f"{mean:{form.replace('.', 'z.')}}{spread}".replace("-", "−")  # z: no minus before zero
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + [names[-1]])
 
 
 def _metric(found: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]:
@@ -300,7 +424,7 @@ def _bars(ax: Any, lines: Sequence[str], points: Sequence[tuple[float, float]], 
 
 def _not_run(ax: Any) -> None:
     ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", va="center")
-    ax.set(xticks=[], yticks=[])
+    ax.set_axis_off()  # its axes are shared: clearing the ticks would clear the neighbour's
 
 
 def _legend(ax: Any, where: str) -> None:
@@ -317,9 +441,9 @@ def figure_methods(scale: str = "reduced") -> Any:
     t = tables.table("gestur", "shortcut")
     titles = {c.metric.removeprefix("test@"): c.title for c in t.columns}
     runs = {row.id: valid("gestur", "shortcut", scale, row.id) for row in t.rows}
-    fig, axes = plt.subplots(
-        1, 2, figsize=(9, 5 if any(runs.values()) else 1.2), sharex=all(runs.values()), sharey=True
-    )
+    if not any(runs.values()):
+        raise ValueError(f"there are no valid records of gestur shortcut at scale {scale}")
+    fig, axes = plt.subplots(1, 2, figsize=(9, 5), sharex=all(runs.values()), sharey=True)
     order = None
     for ax, row in zip(axes, t.rows, strict=True):
         found = runs[row.id]
@@ -335,7 +459,8 @@ def figure_methods(scale: str = "reduced") -> Any:
             label = {"val": "held-out sources", "test": "unseen styles"}[kind]
             _bars(ax, names, points, color=color, marker=marker, markersize=5, label=label)
         ax.set(xlabel="accuracy (%)", title=f"{row.title} ({count(found)})")
-    _legend(axes[0], "upper left")
+    fig.legend(*next(h for ax in axes if (h := ax.get_legend_handles_labels())[0]), loc="outside upper center", ncols=2,
+               fontsize=8)  # fmt: skip
     return fig
 
 
@@ -347,11 +472,15 @@ def figure_lambda(table: str = "lambda", scale: str = "reduced") -> Any:
 
     t = tables.table("gestur", table)
     names = [c.metric.removeprefix("test@") for c in t.columns if c.metric.startswith("test@lam=")]
+    if not valid("gestur", table, scale):
+        raise ValueError(f"there are no valid records of gestur {table} at scale {scale}")
     fig, axes = plt.subplots(1, len(t.rows), figsize=(4.5 * len(t.rows), 3.6), sharey=True, squeeze=False)
     axes = axes[0]
     for ax, row in zip(axes, t.rows, strict=True):
         found = valid("gestur", table, scale, row.id)
         if not found:
+            ax.set_title(row.title)
+            _not_run(ax)
             continue
         for kind, label, color, marker in (("val", "held-out sources", plotting.PALETTE[7], "s"),
                                            ("test", "unseen domains", plotting.PALETTE[0], "o")):  # fmt: skip
@@ -382,7 +511,7 @@ def figure_ablation() -> Any:
     fig, axes = plt.subplots(1, len(t.rows), figsize=(9, 3.8), sharey=True, sharex=True)
     for ax, row in zip(axes, t.rows, strict=True):
         ax.axvline(0, color=plotting.INK, lw=0.8)
-        ax.set(xlabel="minus the published form (points)")
+        ax.set(xlabel="variant minus published form (points)")
         if not (found := valid("gestur", "ablation", "reduced", row.id)):
             continue
         gains = [
@@ -423,6 +552,29 @@ def figure_gradients() -> Any:
         axes[1, k].set_xlabel("step")
     axes[0, 0].set_ylabel("cosine with unseen gradient")
     axes[1, 0].set_ylabel("bias towards the sources")
-    for ax in axes[:, 0]:
-        _legend(ax, "best")
+    if axes[0, -1].lines[1:]:  # the lower row has two of the same three lines
+        fig.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    return fig
+
+
+def figure_pretraining() -> Any:
+    """Training loss of the recorded pre-trainings at the real scale, with that of guessing."""
+    from math import log
+
+    import matplotlib.pyplot as plt
+
+    from companion import plotting
+
+    found = valid("gestur", "pretraining", "real")
+    if not found:
+        raise ValueError("there are no valid records of gestur pretraining at scale real")
+    titles = {r.id: r.title for r in tables.table("gestur", "pretraining").rows}
+    fig, ax = plt.subplots()
+    plotting.curves({titles[r["run"]["row"]]: r["curves"]["loss"] for r in found}, y="cross-entropy", ax=ax)
+    for k, r in enumerate(found):
+        classes = r["parameters"]["classes"] + 292 * r["parameters"]["characters"]
+        ax.axhline(log(classes), color=plotting.PALETTE[k], lw=0.8, linestyle=":")
+        ax.annotate(f"guessing among {classes}", (1, log(classes)), xycoords=("axes fraction", "data"), ha="right",
+                    va="bottom", fontsize=8)  # fmt: skip
+    ax.legend(loc="lower left")
     return fig
