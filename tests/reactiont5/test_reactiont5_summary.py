@@ -46,7 +46,7 @@ def test_a_cell_is_mean_interval_and_seeds_and_one_seed_is_a_value(tmp_path):
     assert "t &lt;" in shown
     # two values 10 apart: t of one degree of freedom times 5
     assert lines(shown) == {
-        "pre-trained on reactions": ["25.0 ± 63.5 (2)", "0.0 ± 0.0 (2)"],
+        "pre-trained on reactions": ["25.0 ± 63.5 (2)", "0.0 (2)"],
         "pre-trained on molecules only": ["not run", "not run"],
         "not pre-trained": ["1.0", "0.0"],
     }
