@@ -6,7 +6,7 @@ import html
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,27 @@ def _grid(
     return (f'<div class="results{" idle" if only else ""}"><table><caption>{html.escape(caption)}</caption><thead><tr><th scope="col"></th>'
             f'{"".join(f"""<th scope="col">{head}</th>""" for head in heads)}</tr></thead>'
             f'<tbody>{"".join(lines)}</tbody></table></div>{left}')  # fmt: skip
+
+
+def grid(caption: str, head: Iterable[Any], lines: Iterable[Sequence[Any]]) -> Html:
+    """A plain table in the look of the results pages.
+
+    Args:
+        caption: what the numbers are, with their unit; may be empty.
+        head: the columns' heads, the first of them above the rows' names.
+        lines: a row's name and its cells; text, not HTML.
+    """
+    top = "".join(f'<th scope="col">{html.escape(str(h))}</th>' for h in head)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(str(name))}</th>'
+        + "".join(f"<td>{html.escape(str(x))}</td>" for x in cells)
+        + "</tr>"
+        for name, *cells in lines
+    )
+    above = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return Html(
+        f'<div class="results plain"><table>{above}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def table(paper: str, table_id: str, base: str = "../../") -> Html:
@@ -383,16 +404,9 @@ def benchmark(
                 for row, values in found[key].items()}  # fmt: skip
         if lost := [c for c in columns if not any(c in values for values in rows.values())]:
             raise KeyError(f"{stored.name}: {key} has no column {lost[0]!r}")
-        lines = "".join(
-            f'<tr><th scope="row">{html.escape(row)}</th>'
-            + "".join(f"<td>{html.escape(_short(values.get(c)))}</td>" for c in columns)
-            + "</tr>"
-            for row, values in rows.items()
-        )
-        heads = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in (head, *columns.values()))
-        box = f'<div class="results"><table>{{}}<thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
-        shown.append(box.format(f"<caption>{html.escape(caption)}</caption>") if not k
-                     else f"<details><summary>{html.escape(caption)}</summary>{box.format('')}</details>")  # fmt: skip
+        box = grid("" if k else caption, (head, *columns.values()),
+                   ([row, *(_short(values.get(c)) for c in columns)] for row, values in rows.items()))  # fmt: skip
+        shown.append(f"<details><summary>{html.escape(caption)}</summary>{box}</details>" if k else box)
     where = [found.get("processor"), (found.get("gpu") or {}).get("name")]
     threads, versions = found.get("threads"), found.get("versions", {})
     where.append(f"{threads} thread{'s' if threads != 1 else ''}" if threads else None)

@@ -7,7 +7,6 @@ six tasks side by side with the differences that count and with what can be had 
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ def grid(
     t, at = _columns(table, columns)
     lines = [[row.title, *(tables.text(line[k]) for k in at)]
              for row, line in zip(t.rows, _results(table, scale, folder), strict=True)]  # fmt: skip
-    return _html(["", *_titles(t, at)], lines, caption)
+    return report.grid(caption, ["", *_titles(t, at)], lines)
 
 
 def differences(
@@ -45,7 +44,7 @@ def differences(
     heads = [
         f"{title.removesuffix(', %')}, points" if title.endswith(", %") else title for title in _titles(t, at)
     ]
-    return _html([f"{titles[row]} …", *heads], lines, caption)
+    return report.grid(caption, [f"{titles[row]} …", *heads], lines)
 
 
 def gain(table: str, scale: str, column: str, row: str, than: str, folder: Path | str | None = None) -> str:
@@ -67,7 +66,7 @@ def tasks(caption: str = "", folder: Path | str | None = None, clips: int = 400)
         shown.append(gap(_pairs("tasks", "reduced", column.id, "dg-sct", ["unguided"], folder)["unguided"]))
         lines.append([column.title, *shown, f"{floor[column.id]:.1f}" if column.id in floor else "–"])
     head = ["%", "late fusion", "unguided", "DG-SCT", "DG-SCT − unguided", "without pairing"]
-    return _html(head, lines, caption)
+    return report.grid(caption, head, lines)
 
 
 def figure_localisation(folder: Path | str | None = None) -> Any:
@@ -168,17 +167,3 @@ def _pairs(
 def _results(table: str, scale: str, folder: Path | str | None) -> list[list[tables.Result]]:
     found = records.read(Path(folder) if folder else records.evidence_folder(), "dgsct", table)
     return tables.results(tables.table("dgsct", table), scale, found)
-
-
-def _html(head: Sequence[str], lines: Sequence[Sequence[str]], caption: str) -> report.Html:
-    top = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in head)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(line[0])}</th>'
-        + "".join(f"<td>{html.escape(x)}</td>" for x in line[1:])
-        + "</tr>"
-        for line in lines
-    )
-    above = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return report.Html(
-        f'<div class="results"><table>{above}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-    )

@@ -342,16 +342,11 @@ def block(
 
 
 def _table(frame: Any, caption: str = "") -> str:
-    """A frame as HTML in the book's look: its first column heads the rows."""
-    head = "".join(f'<th scope="col">{html.escape(str(c))}</th>' for c in frame.columns)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(str(first))}</th>'
-        + "".join(f"<td>{'–' if v != v else html.escape(str(v))}</td>" for v in rest)
-        + "</tr>"
-        for first, *rest in frame.itertuples(index=False)
+    from companion import report
+
+    return report.grid(
+        caption, frame.columns, frame.astype(object).where(frame.notna(), "–").itertuples(index=False)
     )
-    above = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return (f'<div class="results"><table>{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')  # fmt: skip
 
 
 def drawn(make: Any, *given: Any, otherwise: str) -> Any:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import Any
 
 from companion import records, report, tables
-
-WRAP = "white-space: normal; max-width: min(11rem, 30vw)"  # a page need not scroll sideways for long titles
 
 
 def excerpt(
@@ -38,22 +35,9 @@ def excerpt(
                 f"the table {table} has no {missing[0]!r}; it has {', '.join(k.id for k in known)}"
             )
     titles = {c.id: c.title for c in t.columns}
-    body = []
-    for row in rows:
-        line = [grid[row, c] for c in columns]
-        body.append([line[0].row.title, *(spelt(r, each) for r in line)])
-    head = "".join(
-        f'<th scope="col" style="white-space: normal; max-width: 6rem">{html.escape(titles[c])}, %</th>'
-        for c in columns
-    )
-    lines = "".join(
-        f'<tr><th scope="row" style="{WRAP}">{html.escape(name)}</th>{"".join(f"<td>{html.escape(v)}</td>" for v in values)}</tr>'
-        for name, *values in body
-    )
-    return report.Html(
-        f'<div class="results"><table><thead><tr><th scope="col"></th>{head}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
-    )
+    lines = [[grid[row, columns[0]].row.title, *(spelt(grid[row, c], each) for c in columns)] for row in rows]
+    caption = t.title + (", every seed by itself" if each else "")
+    return report.grid(caption, ["", *(f"{titles[c]}, %" for c in columns)], lines)
 
 
 def spelt(result: tables.Result, each: bool) -> str:

@@ -5,7 +5,6 @@ Runs never import this module, so that a change of a heading here makes no recor
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +47,7 @@ def excerpt(table: str, scale: str, columns: Mapping[str, str], title: str, rows
             )
     names = {row.id: row.title for row in t.rows}
     lines = [[names[row], *(tables.text(grid[row, c]) for c in columns)] for row in rows]
-    return _html(title, ["", *columns.values()], lines)
+    return report.grid(title, ["", *columns.values()], lines)
 
 
 def yields(folder: Path | str | None = None) -> report.Html:
@@ -65,7 +64,7 @@ def yields(folder: Path | str | None = None) -> report.Html:
         for row in t.rows:
             lines.append([lead + row.title, *(tables.text(grid[row.id, c]) for c in SPLITS)])
     title = "Real yields, R² (higher is better); the small network's epoch is chosen on held-out data"
-    return _html(title, ["", *SPLITS.values()], lines)
+    return report.grid(title, ["", *SPLITS.values()], lines)
 
 
 def choices(folder: Path | str | None = None) -> report.Html:
@@ -78,11 +77,8 @@ def choices(folder: Path | str | None = None) -> report.Html:
         _, grid = _grid("yield-small", "real", folder, metric)
         for row, start in short.items():
             lines.append([f"{start}: {name}", *(tables.text(grid[row, c]) for c in SPLITS)])
-    return _html(
-        "R² on the test part, by what chooses the epoch (higher is better); network pre-trained on patents, and untrained",
-        ["", *SPLITS.values()],
-        sorted(lines, key=lambda line: line[0].split(":")[0]),
-    )
+    title = "R² on the test part, by what chooses the epoch (higher is better); network pre-trained on patents, and untrained"
+    return report.grid(title, ["", *SPLITS.values()], sorted(lines, key=lambda line: line[0].split(":")[0]))
 
 
 def few_shot_figure(folder: Path | str | None = None) -> Any:
@@ -163,17 +159,3 @@ def _grid(
     chosen = next((m for m in t.metrics if m.id == metric), None)
     found = records.read(Path(folder) if folder else records.evidence_folder(), "reactiont5", table)
     return t, {(r.row.id, r.column.id): r for line in tables.results(t, scale, found, chosen) for r in line}
-
-
-def _html(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> report.Html:
-    top = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in head)
-    body = "".join(
-        f'<tr><th scope="row" style="white-space: normal; max-width: min(15rem, 34vw)">{html.escape(line[0])}</th>'
-        + "".join(f"<td>{html.escape(x)}</td>" for x in line[1:])
-        + "</tr>"
-        for line in lines
-    )
-    return report.Html(
-        f'<div class="results"><table><caption>{html.escape(title)}</caption><thead><tr>{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
