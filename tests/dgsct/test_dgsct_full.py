@@ -152,6 +152,15 @@ def test_every_main_task_trains_from_files_to_its_metric(task, root, monkeypatch
     assert again["curves"] == out["curves"]
 
 
+def test_a_training_with_recomputed_activations_is_the_same(root, monkeypatch):
+    monkeypatch.setenv("COMPANION_DATA", str(root))
+    protocol = full.Protocol(1, 2, 1e-3, "accuracy", 0, limit=2)
+    kept, recomputed = (
+        full.run("ave", protocol=protocol, parts=parts("ave"), recompute=how) for how in (False, True)
+    )
+    assert recomputed == kept
+
+
 class Words:
     """A tokenizer with transformers' calling convention: one number per character, CLIP's first and last tokens."""
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from companion.dgsct.memory import checkpoint_activations
 from companion.dgsct.model import (
     OFFICIAL_NAMES,
     ORDERS,
@@ -313,3 +314,44 @@ def test_unit_and_encoder_say_what_is_wrong():
         e(torch.randn(2, 3, 32, 32), torch.randn(3, 1, 64, 16))
     with pytest.raises(ValueError, match="guide is 'both'"):
         e(torch.randn(2, 3, 32, 32), torch.randn(2, 1, 64, 16), guide="both")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_recomputed_activations_change_memory_and_nothing_else(order):
+    """Loss, gradients and BatchNorm's running statistics are the same, bit for bit; fewer tensors are kept."""
+
+    def train(recompute):
+        encoder = DualGuidedEncoder(*towers(((2, 3), (1, 1))), SMALL, order=order)
+        torch.manual_seed(4)
+        for unit in (u for group in (encoder.visual_1, encoder.audio_2) for u in group):
+            busy(unit)
+        if recompute:
+            checkpoint_activations(encoder)
+        kept = [0]
+
+        def note(t):
+            kept[0] += t.numel()
+            return t
+
+        encoder.train()
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            out = encoder(torch.randn(4, 3, 32, 32), torch.randn(4, 1, 64, 16))
+        sum(x.square().mean() for x in out.pooled("map")).backward()
+        return kept[0], encoder
+
+    kept, plain = train(False)
+    less, recomputed = train(True)
+    assert less < kept / 2
+    for (name, p), (same, q) in zip(plain.named_parameters(), recomputed.named_parameters(), strict=True):
+        assert name == same
+        assert (p.grad is None and q.grad is None) or torch.equal(p.grad, q.grad)
+    assert any(p.grad is not None and p.grad.any() for p in recomputed.unit_parameters())
+    there = recomputed.state_dict()
+    assert all(torch.equal(value, there[name]) for name, value in plain.state_dict().items())
+    assert any(name.endswith("num_batches_tracked") and value == 1 for name, value in there.items())
+
+
+def test_recomputing_needs_paired_encoders():
+    with pytest.raises(ValueError, match="Linear holds no DualGuidedEncoder"):
+        checkpoint_activations(torch.nn.Linear(2, 2))

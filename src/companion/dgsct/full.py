@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from companion import datasets, training
-from companion.dgsct import checkpoints, media, metrics
+from companion.dgsct import checkpoints, media, memory, metrics
 from companion.dgsct.cost import build
 from companion.dgsct.data import AVE_CLASSES, LLP_CLASSES
 from companion.dgsct.model import PRESETS, DualGuidedEncoder
@@ -225,6 +225,9 @@ class PromptModel(nn.Module):
     score = staticmethod(AVEModel.score)
 
 
+AMPLE = 72  # GiB in which eight videos fit with all their activations
+
+
 # --- the loop ----------------------------------------------------------------------------------------
 
 
@@ -252,18 +255,26 @@ def mixed(sounds: Tensor, weight: Tensor) -> Tensor:
 
 def train(model: nn.Module, data: Any, protocol: Protocol, check: Callable[[nn.Module], Mapping[str, float]],
           test: Callable[[nn.Module], Mapping[str, float]], published: Published = Published(), *, seed: int = 0,
-          folder: Path | None = None, device: str = "") -> dict[str, Any]:  # fmt: skip
+          folder: Path | None = None, device: str = "", recompute: bool | None = None) -> dict[str, Any]:  # fmt: skip
     """Train epoch by epoch; the test result is that of the epoch with the best `protocol.metric` in `check`.
 
     Args:
         check: metrics that choose the epoch (validation split); `test`: metrics that are reported.
         folder: checkpoints after every epoch; an interrupted training goes on from there.
+        recompute: compute activations again in the backward pass (`companion.dgsct.memory`): the same numbers, in less
+            memory and more time; by default on a GPU with less than `AMPLE` GiB.
 
     Returns:
         A dictionary with `test` (metrics), `best_epoch` and `curves`.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(place)
+    if recompute is None:
+        recompute = (
+            place.type == "cuda" and torch.cuda.get_device_properties(place).total_memory < AMPLE * 2**30
+        )
+    if recompute:
+        memory.checkpoint_activations(model)
     tuned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(tuned, protocol.lr)
     out: dict[str, Any] = {
@@ -371,7 +382,7 @@ def run(task: str, variant: str = "dg-sct", *, seed: int = 0, shots: int = 0, ta
         published: Published = Published(), protocol: Protocol | None = None, parts: Parts | None = None,
         visual: str = "microsoft/swinv2-large-patch4-window12-192-22k", audio: str = "av/HTSAT_AudioSet_Saved_1.ckpt",
         clip: str = "openai/clip-vit-base-patch32", clap: str = "laion/clap-htsat-fused",
-        folder: Path | None = None) -> dict[str, Any]:  # fmt: skip
+        folder: Path | None = None, recompute: bool | None = None) -> dict[str, Any]:  # fmt: skip
     """Train and test one cell of the paper's tables.
 
     Args:
@@ -379,6 +390,7 @@ def run(task: str, variant: str = "dg-sct", *, seed: int = 0, shots: int = 0, ta
         variant: "dg-sct", "lavish", "late-fusion", "no-spatial", "no-channel" or "no-temporal".
         shots, data: few-shot: videos per class, of "ave" or "llp".
         target: zero-shot: "ave", "ave-class" or "llp-class", tested after training on VGG-Sound(40K).
+        recompute: see `train`.
 
     Raises:
         ValueError for names that do not exist, DataMissing where data or weights are missing.
@@ -389,7 +401,19 @@ def run(task: str, variant: str = "dg-sct", *, seed: int = 0, shots: int = 0, ta
     training.seed_everything(seed)
     if task in ("few-shot-ave", "few-shot", "zero-shot"):
         return _prompted(
-            task, variant, seed, shots, target, data, published, protocol, parts, clip, clap, folder
+            task,
+            variant,
+            seed,
+            shots,
+            target,
+            data,
+            published,
+            protocol,
+            parts,
+            clip,
+            clap,
+            folder,
+            recompute,
         )
     front = parts.front if parts else media.FrontEnd(samples=160_000 if task.startswith("avs") else 320_000)
     kind = {"ave": media.AVE, "avvp": media.LLP, "avqa": media.AVQA}.get(task)
@@ -421,7 +445,8 @@ def run(task: str, variant: str = "dg-sct", *, seed: int = 0, shots: int = 0, ta
                 kinds, torch.cat([x["right"] for x in found]).tolist()))  # fmt: skip
         return lambda m: assess(m, splits[split], batch)
 
-    return train(model, splits["train"], protocol, on("val"), on("test"), published, seed=seed, folder=folder)
+    return train(model, splits["train"], protocol, on("val"), on("test"), published, seed=seed, folder=folder,
+                 recompute=recompute)  # fmt: skip
 
 
 def _ground(model: AVQAModel, data: media.AVQA, seed: int, protocol: Protocol, epochs: int = 30, batch: int = 128,
@@ -443,7 +468,8 @@ def _ground(model: AVQAModel, data: media.AVQA, seed: int, protocol: Protocol, e
 
 
 def _prompted(task: str, variant: str, seed: int, shots: int, target: str, data: str, published: Published,
-              protocol: Protocol, parts: Parts | None, clip: str, clap: str, folder: Path | None) -> dict[str, Any]:  # fmt: skip
+              protocol: Protocol, parts: Parts | None, clip: str, clap: str, folder: Path | None,
+              recompute: bool | None) -> dict[str, Any]:  # fmt: skip
     front = parts.front if parts else media.FrontEnd(size=224)
     if variant not in ("dg-sct", "late-fusion"):
         raise ValueError(f"variant is {variant!r}; the CLIP tasks have dg-sct and late-fusion")
@@ -487,4 +513,4 @@ def _prompted(task: str, variant: str, seed: int, shots: int, target: str, data:
             m.segments = segments
 
     return train(wrapped, source, protocol, lambda m: assess(m, val, protocol.batch), test, published, seed=seed,
-                 folder=folder)  # fmt: skip
+                 folder=folder, recompute=recompute)  # fmt: skip
