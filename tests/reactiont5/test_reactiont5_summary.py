@@ -96,6 +96,17 @@ def test_yields_stand_below_what_the_authors_report(tmp_path):
     ]
 
 
+def test_the_interval_of_a_forest_on_random_splits_is_over_the_splits(tmp_path):
+    for seed in (0, 1):  # two runs that agree, each the mean of two splits that do not
+        put(tmp_path, "yield-baselines", "mean", "random", "real", seed, r2=0.5)
+    path = records.record_path(tmp_path, "real", "reactiont5", "yield-baselines", "mean", "random", 0)
+    record = json.loads(path.read_text())
+    assert lines(summary.yields(tmp_path))["mean of the training yields"][0] == "0.500 (2)"
+    records.write_json(path, record | {"notes": {"r2 of each split": [0.4, 0.6]}})
+    # two values 0.2 apart: t of one degree of freedom times 0.1
+    assert lines(summary.yields(tmp_path))["mean of the training yields"][0] == "0.500 ± 1.271 (2)"
+
+
 def test_curves_are_of_one_task_and_leave_out_what_was_not_run(tmp_path):
     put(tmp_path, "few-shot-uspto", "real", "forward-0", "real", 0, top1_0=19.0, top1_200=13.0, top5_200=23.0)
     put(tmp_path, "few-shot-uspto", "scratch", "retro-0", "real", 0, top1_0=7.0)
