@@ -21,7 +21,7 @@
 # molecules that vary (catalyst and amine are the same in every row, the halide decides the product); at full scale the
 # same cells load the released checkpoints, with full strings.
 #
-# **The run on this page** is one of the twelve recorded ones: the network that was pre-trained on patent reactions, on
+# **The run on this page** is one of the recorded ones: the network that was pre-trained on patent reactions, on
 # Test 1 (additives that training never saw), seed 0, from the public workbook. Without the files below `COMPANION_DATA`
 # the cells do nothing. The [chapter](../../book/papers/reactiont5.md) has the table of all splits and both starts, and
 # draws the split where the choice matters most.

@@ -93,11 +93,45 @@ def test_files_written_by_ord_schema(name):
 def test_a_folder_is_read_whole_and_a_csv_by_its_suffix(tmp_path):
     kept, report = room.read_ord(DATA)
     assert report.read == 8
-    assert report.counts["exact duplicate"] == len(kept) == 3
+    assert report.counts["exact duplicate"] == len(kept) == 4
     (tmp_path / "x.csv").write_text("REACTANT,PRODUCT\nCBr.N,CN\n")
     assert room.read_any(tmp_path / "x.csv")[0][0].product == "CN"
     with pytest.raises(ValueError, match=r"no \.pb"):
         room.read_ord(tmp_path)
+
+
+def test_a_spreadsheet_with_a_byte_order_mark_is_read_and_another_encoding_named(tmp_path):
+    text = "REACTANT,REAGENT,PRODUCT\r\nCBr.N,,CN\r\n"
+    path = tmp_path / "with spaces.CSV"
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert [r.reactant for r in room.read_any(path)[0]] == ["CBr.N"]
+    path.write_bytes(text.replace("CN\r", "\xe9\r").encode("latin-1"))
+    with pytest.raises(ValueError, match=r"with spaces\.CSV is not UTF-8"):
+        room.read_any(path)
+
+
+@pytest.mark.parametrize(("text", "task", "said"), [
+    ("REACTANT;PRODUCT\nCBr.N;CN\n", "forward", "column REACTANT is missing; the file has REACTANT;PRODUCT"),
+    ("REACTANT,PRODUCT\nCBr.N,CN\n", "yield", "column YIELD is missing"),
+    ("", "forward", "no columns"),
+])  # fmt: skip
+def test_a_table_without_the_columns_is_refused(tmp_path, text, task, said):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        room.read_any(tmp_path / "x.csv", task)
+
+
+def test_products_are_learned_whatever_the_yield_and_once(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("REACTANT,PRODUCT,YIELD\nCBr.N,CN,150\nCCBr.N,CCN,50\nCCBr.N,CCN,60\nCCCBr.N,CCCN,-3\n")
+    kept, report = room.read_any(path, "forward")
+    assert [r.product for r in kept] == ["CN", "CCN", "CCCN"]
+    assert [r.yield_percent for r in kept if r.yield_percent == r.yield_percent] == [50]
+    assert report.counts == {"yield outside 0 to 100": 2, "duplicate but for the yield": 1}
+    assert (report.read, report.kept) == (4, 3)
+    kept, report = room.read_any(path, "yield")  # repeated measurements are two examples
+    assert [r.yield_percent for r in kept] == [50, 60]
+    assert report.counts == {"yield outside 0 to 100": 2}
 
 
 def test_another_parquet_file_is_refused(tmp_path):

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
+from transformers import T5Config as LibraryConfig
+from transformers import T5ForConditionalGeneration, T5Model
 
 from companion.reactiont5 import hub
 from companion.reactiont5.beam import beam_search
-from companion.reactiont5.model import T5, T5Config
+from companion.reactiont5.model import T5, ReactionYield, T5Config
 
 TINY = T5Config(
     vocab=60, d_model=32, d_ff=48, d_kv=8, heads=4, encoder_layers=2, decoder_layers=2, dropout=0.0
@@ -101,3 +104,62 @@ def test_an_untied_model_survives_resize_and_reload(pair, tmp_path):
     again = T5ForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.equal(again.lm_head.weight[: TINY.vocab], head)
     assert not torch.equal(again.lm_head.weight, again.shared.weight)
+
+
+class Regressor(nn.Module):
+    """The published yield regressor on the library's encoder and decoder: the decoder is not told what is padding."""
+
+    def __init__(self, config, spread):
+        super().__init__()
+        d = config.d_model
+        self.model = T5Model(config)
+        self.fc1, self.fc2 = nn.Linear(d, d // 2), nn.Linear(d, d // 2)
+        self.fc3, self.fc4, self.fc5 = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, 1)
+        for fc in (self.fc1, self.fc2, self.fc3, self.fc4, self.fc5):
+            nn.init.normal_(fc.weight, std=spread)
+            nn.init.normal_(fc.bias, std=spread)
+
+    def forward(self, ids):
+        states = self.model.encoder(input_ids=ids, attention_mask=ids.ne(0).long()).last_hidden_state
+        start = torch.zeros(len(ids), 1, dtype=torch.long)
+        s = self.model.decoder(input_ids=start, encoder_hidden_states=states).last_hidden_state[:, 0]
+        return self.fc5(self.fc4(self.fc3(torch.cat((self.fc1(s), self.fc2(states[:, 0])), 1))))[:, 0]
+
+
+def library_config(vocab, **more):
+    return LibraryConfig(vocab_size=vocab, d_model=64, d_ff=128, d_kv=16, num_heads=4, num_layers=2,
+                         num_decoder_layers=2, feed_forward_proj="gated-gelu", **more)  # fmt: skip
+
+
+def test_the_authors_yield_files_give_the_published_answers_at_every_padding(tmp_path):
+    torch.manual_seed(5)
+    config = library_config(269)
+    theirs = Regressor(config, spread=0.1).eval()
+    torch.save(theirs.state_dict(), tmp_path / "CompoundT5_best.pth")
+    torch.save(config, tmp_path / "config.pth")  # the authors pickle the configuration
+    ours = ReactionYield.from_pretrained(tmp_path)
+    ids = inputs() % 200
+    seen = []
+    for length in (60, 100, 300):
+        long = nn.functional.pad(ids, (0, length - ids.shape[1]))
+        with torch.no_grad():
+            expected, found = theirs(long), ours(long)
+        assert (found - expected).abs().max() < 1e-5
+        assert 0.01 < expected.std() < 100  # numbers of a size at which 1e-5 says something
+        seen.append(found)
+    assert (seen[0] - seen[2]).abs().max() > 1e-3  # the padding is seen, as published
+
+
+def test_a_folder_that_the_library_saved_is_read_with_its_own_head(tmp_path):
+    torch.manual_seed(6)
+    config = library_config(268, tie_word_embeddings=False, decoder_start_token_id=0)
+    theirs = hub.untie(T5ForConditionalGeneration(config)).eval()
+    nn.init.normal_(theirs.lm_head.weight, std=0.2)
+    theirs.save_pretrained(tmp_path)
+    engine = hub.ReactionT5.from_pretrained(tmp_path, task="forward")
+    assert torch.equal(engine.model.lm_head.weight, theirs.lm_head.weight)
+    assert not torch.equal(engine.model.lm_head.weight, engine.model.shared.weight)
+    ids, targets = inputs(), inputs(seed=2)[:, :20].clamp(min=2)
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, attention_mask=ids.ne(0), labels=targets).logits
+        assert (engine.model(ids, targets) - expected).abs().max() < 1e-4

@@ -98,6 +98,24 @@ def test_command_ends_with_one_sentence(tmp_path, capsys):
     assert "column REACTANT is missing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("content", "target", "options", "said"), [
+    (b"REACTANT,REAGENT\nCCBr.N,\nCCBr.N,,CO\n", "b.csv", [], "row 3 has 3 cells, the header 2"),
+    (b"REACTANT\n", "b.csv", [], "a.csv has no rows to predict"),
+    (b"", "b.csv", [], "a.csv has no rows to predict"),
+    (b"REACTANT\nCCBr.N\xe9\n", "b.csv", [], "a.csv is not UTF-8"),
+    (b"REACTANT\nCCBr.N\n", "no folder/b.csv", [], "cannot be written"),
+    (b"REACTANT\nCCBr.N\n", "b.csv", ["--batch-size", "-1"], "--batch-size is -1"),
+])  # fmt: skip
+def test_what_would_spoil_the_end_is_said_first(
+    tmp_path, capsys, monkeypatch, content, target, options, said
+):
+    (tmp_path / "a.csv").write_bytes(content)
+    monkeypatch.setattr("companion.reactiont5.prediction.load", lambda *_: pytest.fail("a model was loaded"))
+    assert main(["predict", str(tmp_path / "a.csv"), str(tmp_path / target), *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "b.csv").exists()
+
+
 def test_csv_of_products_gives_their_reactants(tmp_path):
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text("PRODUCT\nCCOc1ccccc1\n[CH3:1][OH:2]\n")

@@ -120,6 +120,29 @@ def test_what_is_left_out_is_counted(compound, tmp_path):
         pretrain_molecules(["C", "CC", "CCC"], tmp_path / "d")
 
 
+def test_a_few_examples_of_many_and_rows_without_a_yield_are_counted(compound, tmp_path):
+    rows = [*reactions(20), Row("CCBr.N", "CCN")]
+    plan = stages.replace(SHORT, most_in=120)
+    _, report = train_reactions(
+        rows, tmp_path / "a", start=load(compound), task="yield", plan=plan, examples=10
+    )
+    assert report.counts["without a yield (left out)"] == 1
+    assert report.counts["held out for validation"] == 2
+    assert report.counts["not used (examples)"] == 8
+    assert report.read == 21 == report.kept + sum(report.counts.values())
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", 0), ("batch", 0), ("most_in", 1)])
+def test_a_plan_that_trains_nothing_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}; it starts at"):
+        stages.replace(SHORT, **{name: value})
+
+
+def test_a_negative_number_of_examples_is_refused(compound, tmp_path):
+    with pytest.raises(ValueError, match="examples is -3"):
+        train_reactions(reactions(), tmp_path, start=load(compound), task="forward", plan=SHORT, examples=-3)
+
+
 def test_a_stopped_training_goes_on_and_another_one_starts_anew(compound, tmp_path):
     plan = stages.replace(SHORT, epochs=4)
     whole, _ = train_reactions(reactions(), tmp_path / "a", start=load(compound), task="forward", plan=plan)

@@ -67,13 +67,26 @@ def test_a_name_that_the_table_lacks(tmp_path, columns, rows, message):
 def test_yields_stand_below_what_the_authors_report(tmp_path):
     put(tmp_path, "yield-small", "real", "test3", "real", 0, r2=0.5, r2_published=0.625, optimism=0.125)
     found = lines(summary.yields(tmp_path))
-    assert found["reported: ReactionT5"] == ["0.947 ± 0.003", "0.872", "0.917", "0.811", "0.830", "–"]
+    assert found["reported: ReactionT5"] == [
+        "0.947 ± 0.003",
+        "0.872",
+        "0.917",
+        "0.811",
+        "0.830",
+        "0.857 ± 0.041",
+        "–",
+    ]
     assert found["small network, pre-trained on patent reactions"] == [
         *["not run"] * 3,
         "0.500",
-        *["not run"] * 2,
+        "not run",
+        "–",  # a mean of one Test would not be the mean of four
+        "not run",
     ]
-    assert found["random forest, DRFP"] == ["not run"] * 6
+    assert found["random forest, DRFP"] == [*["not run"] * 5, "–", "not run"]
+    for k, value in enumerate((0.1, 0.2, 0.3, 0.8), 1):
+        put(tmp_path, "yield-small", "scratch", f"test{k}", "real", 0, r2=value)
+    assert lines(summary.yields(tmp_path))["small network, not pre-trained"][5] == "0.350"
     chosen = lines(summary.choices(tmp_path))
     assert [v[3] for k, v in chosen.items() if k.startswith("patents")] == [
         "0.500",
@@ -81,6 +94,17 @@ def test_yields_stand_below_what_the_authors_report(tmp_path):
         "0.000",
         "0.125",
     ]
+
+
+def test_the_interval_of_a_forest_on_random_splits_is_over_the_splits(tmp_path):
+    for seed in (0, 1):  # two runs that agree, each the mean of two splits that do not
+        put(tmp_path, "yield-baselines", "mean", "random", "real", seed, r2=0.5)
+    path = records.record_path(tmp_path, "real", "reactiont5", "yield-baselines", "mean", "random", 0)
+    record = json.loads(path.read_text())
+    assert lines(summary.yields(tmp_path))["mean of the training yields"][0] == "0.500 (2)"
+    records.write_json(path, record | {"notes": {"r2 of each split": [0.4, 0.6]}})
+    # two values 0.2 apart: t of one degree of freedom times 0.1
+    assert lines(summary.yields(tmp_path))["mean of the training yields"][0] == "0.500 ± 1.271 (2)"
 
 
 def test_curves_are_of_one_task_and_leave_out_what_was_not_run(tmp_path):

@@ -8,14 +8,15 @@ messages, one per row, in its column `reaction`. The tests compare this reader w
 
 from __future__ import annotations
 
+import csv
 import gzip
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from companion.reactiont5.chemistry import Report, Row, clean
-from companion.reactiont5.data import read_ord_csv
+from companion.reactiont5.chemistry import Report, Row, _number, clean, components
 
 # ReactionRole.ReactionRoleType; workups and standards take no part in the paper's strings
 ROLE = {0: "NoData", 1: "REACTANT", 2: "REAGENT", 3: "SOLVENT", 4: "CATALYST", 8: "PRODUCT"}
@@ -144,13 +145,69 @@ def read_ord(path: str | Path, task: str = "forward") -> tuple[list[Row], Report
             rows += [reaction(part) for part in found]
         except (ValueError, TypeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file.name} is not an ORD data set: {error}") from None
-    need = ("REACTANT", "PRODUCT", "YIELD") if task == "yield" else ("REACTANT", "PRODUCT")
-    kept, report = clean(rows, need=need, share=False)
+    kept, report = cleaned(rows, task, share=False)
     if lost := sum(bool(r["NoData"]) for r in rows):
         report.note("compounds without a role left out", "the file's own gap", lost)
     return kept, report
 
 
+def cleaned(rows: Sequence[Mapping[str, Any]], task: str, share: bool | None = None,
+            first_row: int = 1) -> tuple[list[Row], Report]:  # fmt: skip
+    """`chemistry.clean` with the paper's filters of `task`.
+
+    For yields a row needs one, and one outside 0 to 100 costs the row. Products and reactants do not read yields: there
+    such a yield is left out and the reaction kept, and reactions that differ in nothing but the yield are duplicates
+    (the paper compares the five roles). All of it is counted.
+    """
+    if task == "yield":
+        return clean(rows, need=("REACTANT", "PRODUCT", "YIELD"), share=share, first_row=first_row)
+    amounts = [_number(r.get("YIELD")) for r in rows]
+    if share is None:  # as `clean` decides
+        share = max((a for a in amounts if a == a), default=2.0) <= 1.0000001
+    outside = [k for k, a in enumerate(amounts) if a == a and not 0 <= a <= (1 if share else 100) + 1e-6]
+    drop = set(outside)
+    kept, report = clean([{**r, "YIELD": None} if k in drop else r for k, r in enumerate(rows)], share=share,
+                         first_row=first_row)  # fmt: skip
+    if outside:
+        first = f"row {first_row + outside[0]}: {amounts[outside[0]]:g}; such reactions are kept without their yield"
+        report.note("yield outside 0 to 100", first, len(outside))
+    unique: dict[Row, Row] = {}
+    for row in kept:
+        unique.setdefault(replace(row, id="", yield_percent=0.0), row)
+    if same := len(kept) - len(unique):
+        report.note("duplicate but for the yield", "the first of them is kept", same)
+    report.kept = len(unique)
+    return list(unique.values()), report
+
+
+def read_csv(path: str | Path, task: str = "forward") -> tuple[list[Row], Report]:
+    """`data.read_ord_csv` for files of any origin: with or without a byte order mark, as spreadsheets write one.
+
+    Raises ValueError for a file that is not UTF-8, or without the columns REACTANT and PRODUCT (and YIELD for yields).
+    """
+    path = Path(path)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            rows, columns = list(table), table.fieldnames or []
+    except UnicodeDecodeError:
+        raise ValueError(f'{path.name} is not UTF-8 text; save it as "CSV UTF-8"') from None
+    need = ["REACTANT", "PRODUCT", *(["YIELD"] if task == "yield" else [])]
+    if missing := [name for name in need if name not in columns]:
+        raise ValueError(
+            f"{path.name}: column {missing[0]} is missing; the file has {', '.join(columns) or 'no columns'}"
+        )
+    merged = 0
+    for row in rows:
+        catalyst = set(components(row.get("CATALYST") or ""))
+        if catalyst and catalyst <= set(components(row.get("REAGENT") or "")):
+            row["CATALYST"], merged = "", merged + 1
+    kept, report = cleaned(rows, task, first_row=2)
+    if merged:
+        report.note("catalyst already merged into REAGENT", "the file's own convention", merged)
+    return kept, report
+
+
 def read_any(path: str | Path, task: str = "forward") -> tuple[list[Row], Report]:
     """A table in the ORD schema (`.csv`) or the database's own files, by suffix."""
-    return read_ord_csv(path, task) if Path(path).suffix == ".csv" else read_ord(path, task)
+    return read_csv(path, task) if Path(path).suffix.lower() == ".csv" else read_ord(path, task)

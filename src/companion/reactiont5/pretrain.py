@@ -1,7 +1,7 @@
 """The recorded pre-training behind the small committed weights: `python -m companion.reactiont5.pretrain FOLDER`.
 
 Stage 1 (CompoundT5): span corruption on the world's molecules. Stage 2 (ReactionT5): forward prediction on the
-seen reaction types; and, as another model, yields of the same reactions, from stage 1. About half an hour on one
+seen reaction types; and, as another model, yields of the same reactions, from stage 1. About ten minutes on one
 core; nothing else in the project repeats it. The paper starts stage 2 from stage 1; at this size that was worse than
 random weights (`weights/tried.json`), so the default starts from scratch.
 `record.json` beside the weights says what was done and what came out.

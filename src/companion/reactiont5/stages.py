@@ -12,6 +12,7 @@ instead of being cut in the middle of a molecule.
 from __future__ import annotations
 
 import csv
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -51,6 +52,11 @@ class Plan:
     weight_decay: float = 0.01
     precision: str = "no"
 
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch", 1), ("most_in", 2), ("most_out", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it starts at {least}")
+
 
 # The authors' settings: of pre-training on ORD, and of fine-tuning on a benchmark. Few-shot runs: 20 epochs, batch 2 or 4.
 MOLECULES = Plan(30, 5e-3, 30, most_in=512, warmup=2000, weight_decay=0.001)
@@ -71,7 +77,7 @@ def read_molecules(path: str | Path) -> tuple[list[str], Report]:
     """
     path = Path(path)
     with open(path, newline="", encoding="utf-8-sig") as file:
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             table = csv.DictReader(file)
             names = {name.upper(): name for name in table.fieldnames or []}
             if "SMILES" not in names:
@@ -172,8 +178,10 @@ def train_reactions(rows: Sequence[Row], folder: str | Path, *, start: ReactionT
     Returns:
         (the model, what became of the rows).
 
-    Raises ValueError for an unknown task, and where too few rows are left.
+    Raises ValueError for an unknown task, a negative `examples`, and where too few rows are left.
     """
+    if examples < 0:
+        raise ValueError(f"examples is {examples}; give how many reactions to use, or 0 for all")
     task = task or start.task
     if task not in TASKS:
         raise ValueError(f"task is {task!r}; choose {', '.join(TASKS)}")
@@ -185,6 +193,9 @@ def train_reactions(rows: Sequence[Row], folder: str | Path, *, start: ReactionT
         report.note(f"known to the tests by {key} (left out)", "compared with the test file", leaked)
     usable = []
     for number, row in enumerate(kept, 1):
+        if task == "yield" and math.isnan(row.yield_percent):
+            report.note("without a yield (left out)", f"reaction {number}")
+            continue
         source, target = _texts(row, task)
         lengths = len(engine.tokenizer.encode(source)), len(engine.tokenizer.encode(target))
         if lengths[0] > plan.most_in or (task != "yield" and lengths[1] > plan.most_out):
@@ -200,10 +211,13 @@ def train_reactions(rows: Sequence[Row], folder: str | Path, *, start: ReactionT
         usable.append(row)
     random.Random(seed).shuffle(usable)
     held = usable[: min(200, len(usable) // 10)]
-    known = usable[len(held) :][: examples or None]
+    rest = usable[len(held) :]
+    known = rest[: examples or None]
     report.kept = len(known)
     if held:
         report.note("held out for validation", "drawn at random", len(held))
+    if len(rest) > len(known):
+        report.note("not used (examples)", f"{examples} asked for", len(rest) - len(known))
     if len(known) < 2:
         raise ValueError(
             f"{len(known)} of {len(rows)} reactions are left to learn from; at least 2 are needed\n{report}"
