@@ -1,5 +1,7 @@
 """The DG-SCT unit and the paired encoders: the published operations, one by one."""
 
+import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -350,6 +352,22 @@ def test_recomputed_activations_change_memory_and_nothing_else(order):
     there = recomputed.state_dict()
     assert all(torch.equal(value, there[name]) for name, value in plain.state_dict().items())
     assert any(name.endswith("num_batches_tracked") and value == 1 for name, value in there.items())
+
+
+def test_a_copy_of_a_recomputed_encoder_is_its_own():
+    encoder = checkpoint_activations(DualGuidedEncoder(*towers(), SMALL)).eval()
+    images, sounds = torch.randn(2, 3, 32, 32), torch.randn(2, 1, 64, 16)
+    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        before = encoder(images, sounds).visual
+        for p in other.parameters():
+            p.data.add_(1.0)
+        assert torch.equal(encoder(images, sounds).visual, before)
+        assert not torch.allclose(other(images, sounds).visual, before)
+        other.load_state_dict(encoder.state_dict())
+        loss = other.train()(images, sounds).visual.square().mean()
+        loss.backward()
+        assert all(p.grad is None for p in encoder.parameters())
+        assert other.visual_2[-1].gate.grad is not None
 
 
 def test_recomputing_needs_paired_encoders():
