@@ -102,6 +102,20 @@ def test_vggsound_reader(tmp_path):
 
 
 @needs_real
+def test_annotations_saved_by_a_spreadsheet(tmp_path):
+    """A byte-order mark and CRLF, which Windows programs write, are no part of the first name."""
+
+    def file(text):
+        path = tmp_path / "notes.csv"
+        path.write_bytes(("\ufeff" + text.replace("\n", "\r\n")).encode())
+        return path
+
+    assert data.read_ave(file("Church bell&a b&good&0&10\n"))[0].video == "a b"
+    assert list(data.read_llp_weak(file("filename\tevent_labels\nabc\tSpeech,Car\n"))) == ["abc"]
+    assert data.read_avs(file("video_id,split\na b,train\n"), tmp_path, "ms3")[0].video == "a b"
+    assert data.read_vggsound(file("--abc,1,x,train\n"))[0] == ("--abc", 1, "x", "train")
+
+
 def test_public_annotation_files():
     """Counts measured in the published files, and the two ceilings that follow from them."""
     root = REAL / "AVE"

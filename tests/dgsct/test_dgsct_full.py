@@ -415,6 +415,9 @@ def test_a_whole_published_checkpoint_round_trips():
                 state[f"module.{blocks}.{k}.{name}"] = value.clone()
     head = {"module.CMBS.fc.weight": torch.zeros(2, 2), "module.temporal_attn.gamma": torch.zeros(1)}
     assert official.load_official_encoder(fresh, state | head) == ["CMBS.fc.weight", "temporal_attn.gamma"]
+    assert all(unit.published for unit in (*fresh.visual_1, *fresh.audio_1, *fresh.visual_2, *fresh.audio_2))
+    for unit in (*source.visual_1, *source.audio_1, *source.visual_2, *source.audio_2):
+        unit.published = True
     x, y = torch.randn(2, 3, 32, 32), torch.randn(2, 1, 64, 16)
     with torch.no_grad():
         a, b = source(x, y), fresh(x, y)

@@ -181,6 +181,27 @@ def test_figures_show_means_and_intervals_of_the_valid_records(tmp_path, monkeyp
     plt.close("all")
 
 
+def test_the_way_from_the_pretrained_weights_is_drawn_with_its_interval(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setattr(records, "evidence_folder", lambda: tmp_path)
+    assert summary.drawn(summary.figure_way, otherwise="Not yet.") == "<p>Not yet.</p>"
+    cell = tables.cell("gestur", "gradients", "gestur", "all")
+    for seed, at in enumerate((0.5, 0.7)):
+        ways = {"sources": [[0.0, 1.0], [1.0, at]], "unseen": [[0.0, 1.0], [1.0, 1 + at]]}
+        records.Run(cell, seed, tmp_path).save(
+            dict.fromkeys(cell.metrics, 0.0), curves={f"loss on the way, {k}": v for k, v in ways.items()}
+        )
+    other, ours = summary.figure_way().axes
+    assert ours.get_title().endswith("(2 seeds)")
+    assert [list(line.get_xdata()) for line in ours.lines] == [[0.0, 1.0]] * 2
+    assert [y for line in ours.lines for y in line.get_ydata()] == pytest.approx([1.0, 0.6, 1.0, 1.6])
+    assert max(ours.collections[0].get_paths()[0].vertices[:, 1]) == pytest.approx(0.6 + 12.7062 * 0.1)
+    assert other.get_title().endswith("(0 seeds)")
+    assert not any(len(line.get_xdata()) for line in other.lines)
+    plt.close("all")
+
+
 def test_fixed_sets_are_read_once():
     p = {"data": "coloured-digits"}
     first = recipe.domains(p, "agree-0.9", 3)

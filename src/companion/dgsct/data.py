@@ -60,7 +60,7 @@ class Event:
 def read_ave(path: Path | str) -> list[Event]:
     """`Annotations.txt`: `Category&VideoID&Quality&StartTime&EndTime`, with or without that header."""
     events = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip() or line.startswith("Category&"):
             continue
         place = f"{Path(path).name} line {number}"
@@ -110,7 +110,7 @@ def few_shot_ave(events: Iterable[Event], shots: int) -> list[Event]:
 
 
 def _table(path: Path | str, header: tuple[str, ...]) -> Iterable[tuple[str, dict[str, str]]]:
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t")
         if tuple(reader.fieldnames or ()) != header:
             raise ValueError(
@@ -250,7 +250,7 @@ def read_avs(table: Path | str, root: Path | str, task: str) -> list[AVSItem]:
     if task not in ("s4", "ms3"):
         raise ValueError(f"task is {task!r}; choose s4 or ms3")
     root, items = Path(root), []
-    with open(table, encoding="utf-8", newline="") as file:
+    with open(table, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         name = "name" if task == "s4" else "video_id"
         need = {name, "split"} | ({"category"} if task == "s4" else set())
@@ -286,7 +286,7 @@ def read_avs(table: Path | str, root: Path | str, task: str) -> list[AVSItem]:
 def read_vggsound(path: Path | str) -> list[tuple[str, int, str, str]]:
     """VGGSound's own CSV `youtube id, start seconds, label, split` (no header): list of such tuples."""
     out = []
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         for number, row in enumerate(csv.reader(file), 1):
             if len(row) != 4 or not row[1].isdigit():
                 raise ValueError(f"{Path(path).name} line {number}: {row!r} is not id, start, label, split")
@@ -307,9 +307,11 @@ class Segmented:
 def read_vggsound40k(table: Path | str, categories: Path | str) -> list[Segmented]:
     """`vggsound-avel40k_labels.csv` (columns `category`, `video_id`, `label`, `split` among others; `label` a list of
     ten 0 or 1, `video_id` a number that files carry with six digits) and `VggsoundAVEL40kCategories.txt`."""
-    names = tuple(x.strip() for x in Path(categories).read_text(encoding="utf-8").splitlines() if x.strip())
+    names = tuple(
+        x.strip() for x in Path(categories).read_text(encoding="utf-8-sig").splitlines() if x.strip()
+    )
     out = []
-    with open(table, encoding="utf-8", newline="") as file:
+    with open(table, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         need = ("category", "video_id", "label", "split")
         if missing := [c for c in need if c not in (reader.fieldnames or ())]:

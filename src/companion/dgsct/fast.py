@@ -75,9 +75,7 @@ class FastPrompt(CrossModalPrompt):
     def forward(self, x: Tensor, g: Tensor) -> tuple[Tensor, Maps]:
         """As `CrossModalPrompt.forward`."""
         c = self.config
-        if x.shape[1] != self.length or g.shape[1] != self.guide_length:
-            raise ValueError(f"this unit maps {self.guide_length} guide tokens to {self.length}; "
-                             f"it was given {g.shape[1]} and {x.shape[1]}")  # fmt: skip
+        self.check(x, g)
         tokens, guide = self.guided(g)
         if tokens is not None:
             x = torch.baddbmm(x, torch.softmax(x @ tokens.transpose(1, 2), -1), self.latent_gate * tokens)

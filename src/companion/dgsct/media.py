@@ -241,7 +241,7 @@ class VGGSound40K(_Set):
         table = datasets.find("av/VGGSound40K/vggsound-avel40k_labels.csv")
         names = table.with_name("VggsoundAVEL40kCategories.txt")
         items = data.read_vggsound40k(table, names)
-        self.categories = [x.strip() for x in names.read_text(encoding="utf-8").splitlines() if x.strip()]
+        self.categories = [x.strip() for x in names.read_text(encoding="utf-8-sig").splitlines() if x.strip()]
         self.items = [x for x in items if x.split == split]
         self.media, self.front = Extracted(table.parent), front
 

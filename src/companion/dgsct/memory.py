@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,14 +30,18 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked.copy_(seen)
 
 
-def _recomputed(module: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(*args: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return function(*args)
-        contexts = lambda: (nullcontext(), _statistics_kept(module))  # noqa: E731
-        return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
+def _recomputed(module: nn.Module, method: str, *args: Any) -> Any:
+    function = partial(getattr(type(module), method), module)
+    if not torch.is_grad_enabled():
+        return function(*args)
+    contexts = lambda: (nullcontext(), _statistics_kept(module))  # noqa: E731
+    return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
-    return forward
+
+def _recompute(module: nn.Module, *methods: str) -> None:
+    for method in methods:
+        # a partial, which copies and pickles with its module: a closure would keep a copy tied to the first one's weights
+        setattr(module, method, partial(_recomputed, module, method))
 
 
 def checkpoint_activations(model: nn.Module) -> nn.Module:
@@ -56,9 +61,8 @@ def checkpoint_activations(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} holds no DualGuidedEncoder, whose activations these are")
     for part in (p for encoder in encoders for p in encoder.modules()):
         if isinstance(part, CrossModalPrompt):
-            part.forward = _recomputed(part, part.forward)  # type: ignore[method-assign]
+            _recompute(part, "forward")
         elif isinstance(part, Tower):
             # frozen layers keep activations, too: gradients pass through them to the units below
-            part.attend = _recomputed(part, part.attend)  # type: ignore[assignment]
-            part.mix = _recomputed(part, part.mix)  # type: ignore[assignment]
+            _recompute(part, "attend", "mix")
     return model

@@ -110,6 +110,10 @@ class CrossModalPrompt(nn.Module):
         guide_length, guide_width: K and D of the guide.
         config: see `PromptConfig`.
         gated: whether the unit has a gate; without one it changes the features from the first step on.
+
+    `unit.published = True` makes it compute operation by operation as the published unit (`companion.dgsct.plain`), in twice
+    the time: the same function up to rounding, and the same to the last digits as the published one. `load_official`
+    sets it.
     """
 
     def __init__(self, length: int, width: int, guide_length: int, guide_width: int,
@@ -118,6 +122,7 @@ class CrossModalPrompt(nn.Module):
         if width % config.reduction:
             raise ValueError(f"reduction is {config.reduction}, which does not divide the width {width}")
         self.config, self.length, self.guide_length = config, length, guide_length
+        self.published = False  # whether it computes as `companion.dgsct.plain`, operation by operation
         hidden, narrow = width // 2, width // config.reduction
         if config.remap == "conv":
             self.remap_tokens = nn.Linear(guide_length, length)  # W_tok
@@ -163,6 +168,25 @@ class CrossModalPrompt(nn.Module):
         if self.config.spatial:
             nn.init.normal_(self.spatial_score.weight, std=1 / self.spatial_score.in_features)
 
+    def check(self, x: Tensor, g: Tensor) -> None:
+        """ValueError where features and guide are not what this unit was made for."""
+        C, D = self.remap_width.out_features, self.remap_width.in_features
+        if x.ndim != 3 or g.ndim != 3:
+            raise ValueError(
+                f"features and guide are [frames, tokens, width]; they have {x.ndim} and {g.ndim} axes"
+            )
+        if x.shape[1] != self.length or g.shape[1] != self.guide_length:
+            raise ValueError(f"this unit maps {self.guide_length} guide tokens to {self.length}; "
+                             f"it was given {g.shape[1]} and {x.shape[1]}")  # fmt: skip
+        if x.shape[2] != C or g.shape[2] != D:
+            raise ValueError(
+                f"this unit takes features {C} and a guide {D} wide, not {x.shape[2]} and {g.shape[2]}"
+            )
+        if len(x) != len(g) or not len(x):
+            raise ValueError(
+                f"{len(x)} frames of features and {len(g)} of the guide; equally many, at least one, are needed"
+            )
+
     def remapped(self, g: Tensor) -> Tensor:
         """Step 1: `g [N, K, D]` -> `[N, L, C]`; the published order of the two linear maps, or the other where it saves
         at least a quarter of the work (in the audio units half of it)."""
@@ -182,9 +206,12 @@ class CrossModalPrompt(nn.Module):
     def forward(self, x: Tensor, g: Tensor) -> tuple[Tensor, Maps]:
         """`x [N, L, C]`, `g [N, K, D]` -> residual `[N, L, C]` and `Maps`."""
         c = self.config
-        if x.shape[1] != self.length or g.shape[1] != self.guide_length:
-            raise ValueError(f"this unit maps {self.guide_length} guide tokens to {self.length}; "
-                             f"it was given {g.shape[1]} and {x.shape[1]}")  # fmt: skip
+        self.check(x, g)
+        if self.published:
+            from companion.dgsct.plain import plain
+
+            y, maps = plain(self, x.transpose(1, 2)[..., None], g.transpose(1, 2)[..., None])
+            return y.squeeze(-1).transpose(1, 2), maps
         g = self.remapped(g)
         if c.latent:
             tokens = self.latents + torch.softmax(self.latents @ g.transpose(1, 2), -1) @ g  # R [N, M, C]
@@ -247,6 +274,9 @@ OFFICIAL_UNUSED = ("gate_tk", "fc_caption", "temporal_gated")
 def load_official(unit: CrossModalPrompt, state: Mapping[str, Tensor]) -> CrossModalPrompt:
     """Fill `unit` from one published unit's state dict (names without the block's prefix).
 
+    From then on it computes operation by operation as published (`unit.published`), so that outputs are those of the
+    published unit to the last digits, in training mode too; `companion.dgsct.fast.fuse` makes it fast again.
+
     Raises ValueError naming what is missing, left over or of another shape.
     """
     own, used = unit.state_dict(), set()
@@ -268,6 +298,7 @@ def load_official(unit: CrossModalPrompt, state: Mapping[str, Tensor]) -> CrossM
     if left := [k for k in state if k not in used and not k.startswith(unused)]:
         raise ValueError(f"the published unit holds {left[0]!r}, which this config does not use")
     unit.load_state_dict(new)
+    unit.published = True
     return unit
 
 

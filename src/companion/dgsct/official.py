@@ -25,6 +25,9 @@ def load_official_encoder(
 ) -> list[str]:
     """Fill `encoder` (Swin-V2 with HTS-AT) from the state dict of a published model of the main tasks.
 
+    Its units compute operation by operation as published from then on; `companion.dgsct.fast.fuse(encoder)` replaces them
+    by fused ones, equal up to rounding.
+
     Args:
         encoder: towers and `PRESETS` of the task that the checkpoint belongs to.
         state: names as published, with or without the prefix `module.` of parallel training.

@@ -1,4 +1,5 @@
-"""The unit's operations in the published order and layout, to compare `CrossModalPrompt` with.
+"""The unit's operations in the published order and layout: what `CrossModalPrompt` is compared with, and what it runs with
+the authors' weights (`CrossModalPrompt.published`).
 
 `plain` holds nothing back for speed: features as `[N, C, L, 1]`, the token map as a 1x1 convolution over tokens, every
 product formed in full, 1x1 convolutions for the bottleneck. It uses the weights of one of our units, so outputs and
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from companion.dgsct.fast import FastPrompt, fits
-from companion.dgsct.model import PRESETS, CrossModalPrompt
+from companion.dgsct.model import PRESETS, CrossModalPrompt, Maps
 
 # stage -> (visual tokens, width), (audio tokens, width), pairs of layers: Swin-V2-L at 192 pixels with HTS-AT
 STAGES = {1: ((2304, 192), (4096, 96), 2), 2: ((576, 384), (1024, 192), 2),
@@ -24,8 +25,8 @@ STAGES = {1: ((2304, 192), (4096, 96), 2), 2: ((576, 384), (1024, 192), 2),
 CLIP_B32 = (50, 768)  # what meets HTS-AT's four stages in few- and zero-shot
 
 
-def plain(u: CrossModalPrompt, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """`x [N, C, L, 1]`, `g [N, D, K, 1]` -> residual `[N, C, L, 1]` and pooling map `[N, 1, L]`."""
+def plain(u: CrossModalPrompt, x: Tensor, g: Tensor) -> tuple[Tensor, Maps]:
+    """`x [N, C, L, 1]`, `g [N, D, K, 1]` -> residual `[N, C, L, 1]` and `Maps`."""
     c = u.config
 
     def linear(name: str, y: Tensor) -> Tensor:
@@ -58,9 +59,11 @@ def plain(u: CrossModalPrompt, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     )
     pool = F.softmax(torch.tanh(score).transpose(1, 2), -1)
     torch.bmm(pool, seen)  # computed there and thrown away
-    weight = c.alpha * channel + c.beta * torch.sigmoid(score)
+    spatial, temporal = torch.sigmoid(score), None
+    weight = c.alpha * channel + c.beta * spatial
     if c.gamma:
-        weight = weight + c.gamma * torch.sigmoid(linear("temporal", guide))
+        temporal = torch.sigmoid(linear("temporal", guide))
+        weight = weight + c.gamma * temporal
     weight = weight + 1 - c.alpha
     x = (rows * weight).permute(0, 2, 1)[..., None]
     if c.norm_before:
@@ -71,7 +74,7 @@ def plain(u: CrossModalPrompt, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     if not c.gate_last:
         o = gate * o
     o = u.norm_after(o.squeeze(-1).permute(0, 2, 1)).permute(0, 2, 1)[..., None]
-    return (gate * o if c.gate_last else o), pool
+    return (gate * o if c.gate_last else o), Maps(pool, channel, spatial, temporal)
 
 
 def _batch_norm(norm: nn.BatchNorm1d | None, x: Tensor) -> Tensor:
@@ -131,8 +134,8 @@ def compare(
         return y, maps.pool
 
     def theirs() -> tuple[Tensor, Tensor]:
-        y, pool = plain(u, x.transpose(1, 2)[..., None], g.transpose(1, 2)[..., None])
-        return y.squeeze(-1).transpose(1, 2), pool
+        y, maps = plain(u, x.transpose(1, 2)[..., None], g.transpose(1, 2)[..., None])
+        return y.squeeze(-1).transpose(1, 2), maps.pool
 
     (y0, g0), (y1, g1) = (_step(f, u, (x, g), noise) for f in (theirs, ours))
     largest = max(float(a.abs().max()) for a in g0)

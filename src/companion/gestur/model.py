@@ -79,6 +79,7 @@ class Erm(nn.Module):
         objective: `objective(network, batches)` -> scalar; cross-entropy by default, any task will do.
         dropout: on the features.
         accelerator: an `accelerate.Accelerator` for mixed precision or several processes (each holding all weights).
+            With its `gradient_accumulation_steps` at 1: one update is one step, and accelerate divides the loss by it.
 
     `state_dict` holds everything a training needs to go on bit by bit: the weights, the method's copies, the optimizer,
     the random state and the scale of float16's loss.

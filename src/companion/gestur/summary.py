@@ -552,6 +552,33 @@ def figure_gradients() -> Any:
     return fig
 
 
+def figure_way() -> Any:
+    """Loss from the pre-trained featurizer to the averaged model's, on sources and unseen styles; bands are intervals."""
+    import matplotlib.pyplot as plt
+
+    from companion import plotting
+
+    t = tables.table("gestur", "gradients")
+    found = [(row.title, valid("gestur", "gradients", "reduced", row.id)) for row in t.rows]
+    if not any(those for _, those in found):
+        raise ValueError("there are no valid records of gestur gradients at scale reduced")
+    fig, axes = plt.subplots(1, len(t.rows), figsize=(9, 3.4), sharey=True)
+    for ax, (title, those) in zip(axes, found, strict=True):
+        ax.set_title(f"{title} ({count(those)})")
+        ax.set_xlabel("share of the way")
+        for j, name in enumerate(("sources", "unseen")):
+            per_seed = [r["curves"][f"loss on the way, {name}"] for r in those]
+            points = [interval(values) for values in zip(*([y for _, y in c] for c in per_seed), strict=True)]
+            shares = [x for x, _ in per_seed[0]] if per_seed else []
+            style = {"color": plotting.PALETTE[j], "linestyle": plotting.DASHES[j]}
+            ax.plot(shares, [m for m, _ in points], label=name, **style)
+            ax.fill_between(shares, [m - h for m, h in points], [m + h for m, h in points],
+                            color=plotting.PALETTE[j], alpha=0.15, lw=0)  # fmt: skip
+    axes[0].set_ylabel("cross-entropy")
+    _legend(axes[0], "lower left")
+    return fig
+
+
 def figure_pretraining() -> Any:
     """Training loss of the recorded pre-trainings at the real scale, with that of guessing."""
     from math import log
