@@ -370,6 +370,15 @@ def test_other_families_work_from_a_folder(tmp_path, tokenizer, kind):
     source = protocol.TokenSource(encoder, encoder.tokenize(SPLIT.texts))
     for method in baselines.TUNED:
         assert baselines.Tuned(encoder, 2, method)(*source.batch([0, 1])).shape == (2, 2)
+    if kind == "roberta":  # the frozen model's folder may move
+        model = YTuningForSequenceClassification(encoder, ("no", "yes"))
+        before = model.scores(["a dog"], folder=tmp_path / "f", quiet=True)
+        model.save_pretrained(tmp_path / "head")
+        (tmp_path / kind).rename(tmp_path / "elsewhere")
+        back = YTuningForSequenceClassification.from_pretrained(
+            tmp_path / "head", str(tmp_path / "elsewhere")
+        )
+        torch.testing.assert_close(back.scores(["a dog"], folder=tmp_path / "g", quiet=True), before)
 
 
 def test_hidden_sizes_are_the_published_ones():

@@ -195,9 +195,10 @@ class YTuningForSequenceClassification(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, encoder: FrozenEncoder | None = None
+        cls, folder: Path | str, encoder: FrozenEncoder | str | None = None
     ) -> YTuningForSequenceClassification:
-        """Load what `save_pretrained` wrote; `encoder` may bring the frozen model (it must be the same one).
+        """Load what `save_pretrained` wrote; `encoder` may bring the frozen model, or the folder where it lies now (it must
+        be the same one).
 
         Raises ValueError for a folder without a head, and for another frozen model.
         """
@@ -211,8 +212,9 @@ class YTuningForSequenceClassification(nn.Module):
                 f"{folder.name} has format {content.get('format')!r}; this version reads {FORMAT}"
             )
         frozen = content["frozen"]
-        encoder = encoder or FrozenEncoder(frozen["name"], frozen["max_length"], frozen["layers"],
-                                           precision=frozen["precision"])  # fmt: skip
+        if not isinstance(encoder, FrozenEncoder):
+            encoder = FrozenEncoder(encoder or frozen["name"], frozen["max_length"], frozen["layers"],
+                                    precision=frozen["precision"])  # fmt: skip
         if encoder.fingerprint != frozen["fingerprint"]:
             raise ValueError(f"this head was trained on {frozen['name']} ({frozen['fingerprint']}), not on "
                              f"{encoder.name} ({encoder.fingerprint}); a head only fits its own frozen model")  # fmt: skip
