@@ -163,7 +163,7 @@ def test_uspto_mit_archive(tmp_path):
         archive.addfile(info, io.BytesIO(text.encode()))
     kept, report = data.read_uspto_mit("valid", path)
     assert (kept[0].reactant, kept[0].reagent, kept[0].product) == ("CBr.N", "[Na+]", "CN")
-    assert report.counts["empty REACTANT"] == 1
+    assert report.counts["unreadable REACTANT"] == 1
     assert report.counts["product without atom maps: all molecules count as REACTANT"] == 1
     with pytest.raises(ValueError, match="'dev'"):
         data.read_uspto_mit("dev", path)

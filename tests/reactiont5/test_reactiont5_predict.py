@@ -1,5 +1,6 @@
 """`predict` and its CSV command on the chapter's small model: places kept, duplicates merged, reasons given."""
 
+import copy
 import csv
 import subprocess
 import sys
@@ -104,7 +105,7 @@ def test_command_ends_with_one_sentence(tmp_path, capsys):
     (b"", "b.csv", [], "a.csv has no rows to predict"),
     (b"REACTANT\nCCBr.N\xe9\n", "b.csv", [], "a.csv is not UTF-8"),
     (b"REACTANT\nCCBr.N\n", "no folder/b.csv", [], "cannot be written"),
-    (b"REACTANT\nCCBr.N\n", "b.csv", ["--batch-size", "-1"], "--batch-size is -1"),
+    (b"REACTANT\nCCBr.N\n", "b.csv", ["--batch-size", "-1"], "batch_size is -1"),
 ])  # fmt: skip
 def test_what_would_spoil_the_end_is_said_first(
     tmp_path, capsys, monkeypatch, content, target, options, said
@@ -194,3 +195,24 @@ def test_wrong_use_is_refused(engine):
         predict(engine, ["C"], top=6)
     with pytest.raises(ValueError, match="needs a yield model"):
         predict_yield(engine, ["C"], [""], ["C"])
+    for arguments in (("CCO",), (["CCO"], "CCO")):
+        with pytest.raises(ValueError, match="is one string, 'CCO'"):
+            predict(engine, *arguments)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size is {size}"):
+            predict(engine, ["C"], batch_size=size)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_answers(engine, kind):
+    half = ReactionT5(copy.deepcopy(engine.model).to(kind), engine.tokenizer, engine.task)
+    (told,), (want,) = (predict(e, [AMIDE[0]], [AMIDE[1]]) for e in (half, engine))
+    assert told.raw
+    assert len({c.smiles for c in told.candidates} & {c.smiles for c in want.candidates}) > 0
+
+
+def test_a_broken_configuration_is_said(tmp_path):
+    (tmp_path / "config.json").write_text('{"d_model": ')
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+        ReactionT5.from_pretrained(tmp_path, "forward")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 FILE = "CSV in the ORD schema (REACTANT, PRODUCT, ...), .pb.gz, .parquet or a folder of them"
 
@@ -86,35 +83,10 @@ def _planned(plan, args: argparse.Namespace):
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from companion.reactiont5.prediction import load, predict_csv
+    from companion.reactiont5.prediction import predict_csv
 
-    _check(args)  # what would spoil a long prediction at its end is said before it begins
-    engine = load(args.model, args.task)
-    options = {"batch_size": args.batch_size}
-    options |= {} if engine.task == "yield" else {"beams": args.beams, "top": args.top}
-    print(predict_csv(args.source, args.target, engine, **options))
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Raise ValueError or OSError for a batch size below 1, a file that cannot be read as CSV, a place that cannot be
-    written."""
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size is {args.batch_size}; it starts at 1")
-    source, folder = Path(args.source), Path(args.target).resolve().parent
-    try:
-        with open(source, newline="", encoding="utf-8-sig") as file:
-            head, *rows = list(csv.reader(file)) or [[]]
-    except UnicodeDecodeError:
-        raise ValueError(f'{source.name} is not UTF-8 text; save it as "CSV UTF-8"') from None
-    for number, row in enumerate(rows, 2):
-        if len(row) > len(head):
-            raise ValueError(
-                f"{source.name}: row {number} has {len(row)} cells, the header {len(head)}; put text with commas in quotes"
-            )
-    if not any(rows):
-        raise ValueError(f"{source.name} has no rows to predict")
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(args.target).is_dir():
-        raise ValueError(f"{args.target} cannot be written; name a file in a folder that exists")
+    options = {"batch_size": args.batch_size, "beams": args.beams, "top": args.top}
+    print(predict_csv(args.source, args.target, args.model, args.task, **options))
 
 
 def _leakage(args: argparse.Namespace) -> None:

@@ -48,7 +48,7 @@ def read_ord_csv(path: str | Path | None = None, task: str = "forward") -> tuple
     `Row.conditions` does not name it twice, and are counted. Raises ValueError for a file without the columns.
     """
     path = _path(path, "reactiont5v2_demo_reaction_data.csv")
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     columns = set(rows[0]) if rows else set()
     if missing := {"REACTANT", "PRODUCT"} - columns:
@@ -89,7 +89,7 @@ def from_mapped(lines: Iterable[str], first_row: int = 1) -> tuple[list[Row], Re
         for number, line in enumerate(lines, first_row):
             parts = ARROW.split((line.split() or [""])[0])
             if len(parts) != 3:
-                yield {"REACTANT": "", "PRODUCT": ""}
+                yield {"REACTANT": parts[0], "PRODUCT": ""}  # counted as what it lacks
                 continue
             if NUMBER.search(parts[2]):
                 own, other = split_roles(parts[0], parts[2])

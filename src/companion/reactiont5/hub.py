@@ -163,10 +163,16 @@ def read_state(folder: Path) -> dict[str, torch.Tensor]:
     raise ValueError(f"{folder.name}: none of {', '.join(WEIGHT_FILES)} is there")
 
 
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder.name}: config.json is no JSON ({error}); fetch it again") from None
+
+
 def read_own(folder: Path) -> dict[str, Any]:
     """What `save_pretrained` wrote into `config.json` beyond the sizes; nothing in folders of others."""
-    path = folder / "config.json"
-    about = json.loads(path.read_text()) if path.is_file() else {}
+    about = _about(folder) if (folder / "config.json").is_file() else {}
     return {name: about[name] for name in ("reaction_task", "mask_padding", "pooling") if name in about}
 
 
@@ -180,7 +186,7 @@ def read_tokenizer(folder: Path, task: str) -> Tokenizer:
 def read_config(folder: Path) -> T5Config:
     """Sizes from `config.json`, or from the authors' pickled `config.pth` (read only for plain values)."""
     if (folder / "config.json").is_file():
-        return from_transformers(json.loads((folder / "config.json").read_text()))
+        return from_transformers(_about(folder))
     if (folder / "config.pth").is_file():
         from transformers import T5Config as Theirs
 

@@ -109,7 +109,7 @@ class Attention(nn.Module):
                 drop: float = 0.0) -> torch.Tensor:  # fmt: skip
         """x: [B, T, d]; keys, values: [B, h, L, d_kv] (already projected) -> [B, T, d]."""
         logits = self.split(self.q(x)) @ keys.transpose(-1, -2) + bias
-        weights = torch.softmax(logits.float(), -1).to(logits.dtype)
+        weights = torch.softmax(logits.float(), -1).to(values.dtype)
         if self.keep:
             self.seen = weights.detach()
         weights = F.dropout(weights, drop, self.training) if drop else weights

@@ -7,6 +7,7 @@ answer. Inputs are sorted by length and predicted in batches, equal inputs once.
 from __future__ import annotations
 
 import csv
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,8 +66,11 @@ def predict(model: ReactionT5 | str | Path, reactants: Sequence[str], reagents: 
         A `Prediction` per row, in order; canonical duplicates among the beams are merged, best score kept.
 
     Raises:
-        ValueError: for lists of different lengths, a yield model, or a `top` larger than `beams`.
+        ValueError: for one string in a list's place, lists of different lengths, a batch size below 1, a yield model, or a
+            `top` larger than `beams`.
     """
+    _lists(reactants=reactants, reagents=reagents)
+    _size(batch_size)
     engine = load(model)
     if engine.task not in ("forward", "retrosynthesis"):
         raise ValueError(
@@ -104,7 +108,12 @@ def predict_yield(model: ReactionT5 | str | Path, reactants: Sequence[str], reag
 
     `pad_to`: pad every input to so many tokens. The released weights were trained with padding to 300 that the
     decoder could see, and answer differently without it; 300 repeats the training.
+
+    Raises:
+        ValueError: for one string in a list's place, lists of different lengths, a batch size below 1, or another model.
     """
+    _lists(reactants=reactants, reagents=reagents, products=products)
+    _size(batch_size)
     engine = load(model)
     if engine.task != "yield":
         raise ValueError(f"this is a {engine.task} model; predict_yield() needs a yield model")
@@ -148,6 +157,18 @@ def load(model: ReactionT5 | str | Path, task: str = "") -> ReactionT5:
     engine = ReactionT5.from_pretrained(model, task)
     engine.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return engine
+
+
+def _lists(**given: Sequence | None) -> None:
+    """Raise ValueError for a string, whose letters would pass for rows."""
+    for name, values in given.items():
+        if isinstance(values, str):
+            raise ValueError(f"{name} is one string, {values[:40]!r}; give a list of SMILES, even for one")
+
+
+def _size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it starts at 1")
 
 
 def _read(text: str | None, role: str, row: Prediction, optional: bool = False) -> str:
@@ -224,24 +245,36 @@ def _answers(
 # --- CSV ----------------------------------------------------------------------------------------------
 
 
-def predict_csv(source: str | Path, target: str | Path, model: ReactionT5 | str | Path, **options) -> str:
+def predict_csv(
+    source: str | Path, target: str | Path, model: ReactionT5 | str | Path, task: str = "", **options
+) -> str:
     """Predict every row of `source`, write `target`, return a short report.
+
+    `task` is that of a folder which does not say it; `options` are those of `predict` or `predict_yield`.
 
     Columns read: REACTANT (PRODUCT for retrosynthesis), and where they are there REAGENT, CATALYST, SOLVENT,
     which are joined; a yield model needs REACTANT and PRODUCT and leaves SOLVENT out, as it was trained. Columns
     written: the old ones, then `problem`, `notes` and `0th`, `0th score`, ..., `invalid`; or `prediction`.
-    Raises ValueError for a file without the needed column.
+
+    Raises ValueError, before a model is loaded, for a file that is no UTF-8, without rows or with a row longer than its
+    header, and for a place that cannot be written; then for a file without the needed column.
     """
-    engine = load(model)
-    with open(source, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    source, target = Path(source), Path(target)
+    _size(options.get("batch_size", 1))
+    rows = _rows(source)
+    if (
+        not target.resolve().parent.is_dir()
+        or not os.access(target.resolve().parent, os.W_OK)
+        or target.is_dir()
+    ):
+        raise ValueError(f"{target} cannot be written; name a file in a folder that exists")
+    engine = load(model, task)
     need = {"forward": ["REACTANT"], "retrosynthesis": ["PRODUCT"]}.get(engine.task, ["REACTANT", "PRODUCT"])
     have = list(rows[0]) if rows else []
     if missing := [c for c in need if c not in have]:
-        raise ValueError(
-            f"{Path(source).name}: column {missing[0]} is missing; it has {', '.join(have) or 'no rows'}"
-        )
+        raise ValueError(f"{source.name}: column {missing[0]} is missing; it has {', '.join(have)}")
     if engine.task == "yield":
+        options = {name: value for name, value in options.items() if name not in ("beams", "top")}
         found = predict_yield(engine, [r["REACTANT"] for r in rows], [_conditions(r, False) for r in rows],
                               [r["PRODUCT"] for r in rows], **options)  # fmt: skip
     elif engine.task == "forward":
@@ -271,6 +304,22 @@ def predict_csv(source: str | Path, target: str | Path, model: ReactionT5 | str 
     return (
         report + "".join(f"\n  row {k}: {why}" for k, why in bad[:20]) + ("\n  ..." if len(bad) > 20 else "")
     )
+
+
+def _rows(source: Path) -> list[dict[str, str]]:
+    try:
+        with open(source, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except UnicodeDecodeError:
+        raise ValueError(f'{source.name} is not UTF-8 text; save it as "CSV UTF-8"') from None
+    if not rows:
+        raise ValueError(f"{source.name} has no rows to predict")
+    for number, row in enumerate(rows, 2):
+        if None in row:
+            many = len(row) - 1
+            raise ValueError(f"{source.name}: row {number} has {many + len(row[None])} cells, the header {many}; "
+                             "put text with commas in quotes")  # fmt: skip
+    return rows
 
 
 def _conditions(row: Mapping[str, str], solvent: bool) -> str:
