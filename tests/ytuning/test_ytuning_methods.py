@@ -486,6 +486,41 @@ def test_other_families_work_from_a_folder(tmp_path, tokenizer, kind):
         torch.testing.assert_close(back.scores(["a dog"], folder=tmp_path / "g", quiet=True), before)
 
 
+def test_deberta_is_read_as_it_is_published(tmp_path):
+    """config.json, spm.model, pytorch_model.bin in half precision: no tokenizer.json and no safetensors."""
+    import json
+
+    import sentencepiece
+    import transformers as hf
+
+    (tmp_path / "text").write_text(
+        "\n".join(f"the {a} cat sat on the {b} mat" for a in "abcdefgh" for b in "abcdefgh")
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spm"), vocab_size=40, pad_id=0, bos_id=1, eos_id=2,
+        unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]", minloglevel=2,
+        hard_vocab_limit=False, normalization_rule_name="identity",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = hf.DebertaV2Model(hf.DebertaV2Config(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, type_vocab_size=0,
+        max_position_embeddings=40, relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False,
+    ))  # fmt: skip
+    model.config.to_json_file(tmp_path / "config.json")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "vocab_type": "spm"}))
+    torch.save(
+        {f"deberta.{k}": v.half() for k, v in model.state_dict().items()}, tmp_path / "pytorch_model.bin"
+    )
+    encoder = FrozenEncoder(str(tmp_path), max_length=32, device="cpu")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
+    first, second = pieces.encode(["the a cat sat", "on the mat"])
+    tokens = encoder.tokenize(["the a cat sat"], ["on the mat"])
+    assert tokens.ids == [[1, *first, 2, *second, 2]]
+    H = encoder(*encoder.pad(tokens, [0]))
+    want = model.half().float().eval()(torch.tensor(tokens.ids)).last_hidden_state
+    torch.testing.assert_close(H, want)
+
+
 def test_hidden_sizes_are_the_published_ones():
     assert cost.count("deberta-v2-xxlarge") == pytest.approx(1.567e9, rel=0.01)
     assert cost.count("roberta-large") == pytest.approx(354e6, rel=0.01)
