@@ -275,7 +275,7 @@ print(
 # ## 6. How much is trained
 #
 # A layer has $8 D^2 + 2 D F + 15 D + F$ parameters. At DeBERTa-XXL's own width ($D = 1536$, $F = 6144$) that is the
-# abstract's 2 % with **one** layer and not with two, which is how we know the depth.
+# abstract's 2 % with **one** layer and not with two. From this number we infer the depth; nobody could read it.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -436,8 +436,8 @@ with torch.no_grad():
 #
 # Pairs go in as `pairs=`; with `apart=True` the two texts are encoded separately, for models that never saw two texts
 # in one input. Several tasks train together with `labels={"topic": [...], "tone": [...]}` and `fit_tasks`. A head
-# refuses another frozen model than its own. Where the features would not fit on the disk,
-# `companion.ytuning.streaming.source` runs the frozen model in every batch instead.
+# refuses another frozen model than its own. `fit(..., cache_gb=20)` stores at most 20 GB of features; where they would take
+# more, the frozen model runs in every batch instead.
 
 # %% [markdown]
 # ## What the paper says, what the code does

@@ -251,6 +251,111 @@ def test_one_string_or_too_few_examples_get_one_sentence(make_encoder, tmp_path)
         model.fit(["a", "b"], ["no", "yes"], hold_out=0.9, folder=tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["array", "series", "tensor", "tuple", "iterator"])
+def test_texts_and_labels_may_be_columns_of_any_kind(make_encoder, tmp_path, kind):
+    """Arrays, columns of a table whose index starts elsewhere, tensors of numbers."""
+    import numpy as np
+    import pandas as pd
+
+    def column(values):
+        if kind == "tensor":
+            return torch.tensor(values) if isinstance(values[0], int) else list(values)
+        if kind == "series":
+            return pd.Series(values, index=range(5, 5 + len(values)))
+        return {"array": np.array, "tuple": tuple, "iterator": iter}[kind](values)
+
+    model = YTuningForSequenceClassification(make_encoder(), (0, 1), width=8, heads=2, apart=True)
+    here = {"folder": tmp_path, "quiet": True}
+    out = model.fit(column(SPLIT.texts), column(SPLIT.target), column(SPLIT.texts[::-1]), epochs=1, **here)
+    assert out.examples == 14
+    want = model.predict(SPLIT.texts, SPLIT.texts[::-1], **here)
+    assert model.predict(column(SPLIT.texts), column(SPLIT.texts[::-1]), **here) == want
+    assert set(want) <= {"0", "1"}
+    assert model.numbers(column([1, 0])).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="example 0 has label 2; did you mean 0, 1"):
+        model.numbers([2])
+
+
+@pytest.mark.parametrize(("labels", "words"), [
+    ("positive", "labels is one string, 'positive'"), (2, "labels is 2; give a list"),
+    ({"type": ("a", "b")}, "task 'type' cannot name a table of parameters .* rename it"),
+    ({"v1.2": ("a", "b")}, "task 'v1.2' cannot name"), ({"": ("a", "b")}, "task '' cannot name"),
+])  # fmt: skip
+def test_labels_and_tasks_that_cannot_be_get_one_sentence(make_encoder, labels, words):
+    with pytest.raises(ValueError, match=words):
+        YTuningForSequenceClassification(make_encoder(), labels, width=8, heads=2)
+
+
+def test_a_budget_of_the_classifier_gets_one_sentence(make_encoder, tmp_path):
+    model = YTuningForSequenceClassification(make_encoder(), ("no", "yes"), width=8, heads=2)
+    for options, words in (({"batch_size": 0}, "batch_size is 0; it starts at 1"), ({"rates": 0.0}, "above 0"),
+                           ({"epochs": 0}, "epochs is 0")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            model.fit(["a", "b"], ["no", "yes"], folder=tmp_path, **options)
+    names = [SPLIT.labels[k] for k in SPLIT.target]
+    out = model.fit(SPLIT.texts, names, epochs=1, rates=1e-3, folder=tmp_path, quiet=True)
+    assert list(out.trials) == ["0.001"]
+
+
+def test_equal_seeds_make_equal_heads_and_leave_other_random_numbers_alone(make_encoder):
+    heads = []
+    for seed, noise in ((0, 1), (0, 2), (1, 2)):
+        encoder = make_encoder()
+        torch.manual_seed(noise)
+        model = YTuningForSequenceClassification(encoder, ("no", "yes"), width=8, heads=2, seed=seed)
+        model.add_label("maybe")
+        after = torch.rand(1)
+        torch.manual_seed(noise)
+        assert torch.equal(torch.rand(1), after)
+        heads.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_a_head_whose_files_are_broken_gets_one_sentence(make_encoder, tmp_path):
+    model = YTuningForSequenceClassification(make_encoder(), ("no", "yes"), width=8, heads=2)
+    model.save_pretrained(tmp_path)
+    described = (tmp_path / "ytuning.json").read_text()
+    (tmp_path / "ytuning.json").write_text(described[:40])
+    with pytest.raises(ValueError, match=r"ytuning.json of .* cannot be read .* save the head again"):
+        YTuningForSequenceClassification.from_pretrained(tmp_path, make_encoder())
+    (tmp_path / "ytuning.json").write_text(described.replace('"feed_forward": 32', '"feed_forward": 24'))
+    with pytest.raises(
+        ValueError, match=r"not the one that its ytuning.json describes \(size mismatch.*again$"
+    ):
+        YTuningForSequenceClassification.from_pretrained(tmp_path, make_encoder())
+    (tmp_path / "ytuning.json").write_text(described)
+    (tmp_path / "ytuning.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"ytuning.safetensors of .* is broken"):
+        YTuningForSequenceClassification.from_pretrained(tmp_path, make_encoder())
+
+
+def test_a_model_without_its_tokenizer_is_refused(tmp_path, tokenizer):
+    """transformers makes an empty vocabulary then, and every word is [UNK]."""
+    import transformers as hf
+
+    hf.BertModel(
+        hf.BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    ).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(ValueError, match=r"holds a model but no tokenizer .* save its tokenizer"):
+        YTuningForSequenceClassification(str(tmp_path), ("no", "yes"), width=8, heads=2)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    model = YTuningForSequenceClassification(tmp_path, ("no", "yes"), width=8, heads=2)  # a Path will do
+    assert model.predict(["the cat"], folder=tmp_path / "f", quiet=True)[0] in ("no", "yes")
+
+
+def test_what_may_not_be_stored_is_trained_on_from_the_frozen_model(make_encoder, tmp_path):
+    """A streamed fit sees the same texts in the same order as a cached one."""
+    names, found = [SPLIT.labels[k] for k in SPLIT.target], []
+    for where in ({"number": "float32"}, {"cache_gb": 0.0}, {"cache_gb": 1.0, "number": "float32"}):
+        model = YTuningForSequenceClassification(make_encoder(), SPLIT.labels, width=8, heads=2)
+        model.fit(SPLIT.texts, names, epochs=2, folder=tmp_path / str(len(found)), quiet=True, **where)
+        found.append(model.scores(SPLIT.texts, folder=tmp_path / "s", quiet=True, **where))
+    assert not (tmp_path / "1").exists()
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-4, rtol=1e-4)
+
+
 def test_loading_a_head_never_runs_the_frozen_model(make_encoder, tmp_path):
     model = YTuningForSequenceClassification(
         make_encoder(), ("happy", "sad"), width=16, heads=2, label_init="names"
@@ -379,6 +484,41 @@ def test_other_families_work_from_a_folder(tmp_path, tokenizer, kind):
             tmp_path / "head", str(tmp_path / "elsewhere")
         )
         torch.testing.assert_close(back.scores(["a dog"], folder=tmp_path / "g", quiet=True), before)
+
+
+def test_deberta_is_read_as_it_is_published(tmp_path):
+    """config.json, spm.model, pytorch_model.bin in half precision: no tokenizer.json and no safetensors."""
+    import json
+
+    import sentencepiece
+    import transformers as hf
+
+    (tmp_path / "text").write_text(
+        "\n".join(f"the {a} cat sat on the {b} mat" for a in "abcdefgh" for b in "abcdefgh")
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spm"), vocab_size=40, pad_id=0, bos_id=1, eos_id=2,
+        unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]", minloglevel=2,
+        hard_vocab_limit=False, normalization_rule_name="identity",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = hf.DebertaV2Model(hf.DebertaV2Config(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, type_vocab_size=0,
+        max_position_embeddings=40, relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False,
+    ))  # fmt: skip
+    model.config.to_json_file(tmp_path / "config.json")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "vocab_type": "spm"}))
+    torch.save(
+        {f"deberta.{k}": v.half() for k, v in model.state_dict().items()}, tmp_path / "pytorch_model.bin"
+    )
+    encoder = FrozenEncoder(str(tmp_path), max_length=32, device="cpu")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
+    first, second = pieces.encode(["the a cat sat", "on the mat"])
+    tokens = encoder.tokenize(["the a cat sat"], ["on the mat"])
+    assert tokens.ids == [[1, *first, 2, *second, 2]]
+    H = encoder(*encoder.pad(tokens, [0]))
+    want = model.half().float().eval()(torch.tensor(tokens.ids)).last_hidden_state
+    torch.testing.assert_close(H, want)
 
 
 def test_hidden_sizes_are_the_published_ones():

@@ -76,10 +76,10 @@ def test_the_classifier_fits_tasks_together_with_one_pass(make_encoder, tmp_path
     encoder._module.register_forward_hook(lambda m, inputs, out: seen.append(len(inputs[0])))
     model = YTuningForSequenceClassification(encoder, TASKS, width=16, heads=2, dropout=0.0)
     examples = {
-        "who": (TEXTS, [TASKS["who"][k] for k in WHO]),
-        "what": (TEXTS[:8], [TASKS["what"][k] for k in WHAT[:8]]),
+        "who": (TEXTS * 2, [TASKS["who"][k] for k in WHO] * 2),
+        "what": (TEXTS, [TASKS["what"][k] for k in WHAT]),
     }
-    model.fit_tasks(examples, epochs=20, rate=3e-3, batch_size=4, hold_out=0.25, folder=tmp_path, quiet=True)
+    model.fit_tasks(examples, epochs=15, rate=3e-3, batch_size=4, hold_out=0.25, folder=tmp_path, quiet=True)
     assert sum(seen) == len(set(TEXTS))
     assert model.predict(TEXTS[:4], task="who", folder=tmp_path, quiet=True) == ["cat", "dog", "cat", "dog"]
     with pytest.raises(ValueError, match="what: 2 texts come with 1 labels"):
@@ -92,3 +92,42 @@ def test_the_classifier_fits_tasks_together_with_one_pass(make_encoder, tmp_path
         model.fit_tasks({"who": (["a", "b"], ["cat", "dog"])}, hold_out=0)
     with pytest.raises(ValueError, match="this model knows who, what"):
         model.fit_tasks({"where": (["a", "b"], ["cat", "dog"])})
+
+
+def test_tasks_of_pairs_train_beside_tasks_of_single_texts(make_encoder, tmp_path, monkeypatch):
+    """Two tasks on pairs and one on single texts: each reads its own texts, and each distinct text is encoded once."""
+    tasks = {**TASKS, "same": ("yes", "no")}
+    encoder, seen, given = make_encoder(), [], []
+    encoder._module.register_forward_hook(lambda m, inputs, out: seen.append(len(inputs[0])))
+    model = YTuningForSequenceClassification(encoder, tasks, width=16, heads=2, apart=True)
+    second, here = TEXTS[1:8] + TEXTS[:1], {"folder": tmp_path, "quiet": True}
+    examples = {
+        "who": (TEXTS[:8], [TASKS["who"][k] for k in WHO[:8]]),
+        "what": (TEXTS[:8], [TASKS["what"][k] for k in WHAT[:8]], second),
+        "same": (TEXTS[2:6], ["yes", "no", "no", "yes"], second[2:6]),
+    }
+    tune = multitask.tune
+    monkeypatch.setattr(multitask, "tune", lambda *a: given.append(a) or tune(*a))
+    done = model.fit_tasks(examples, epochs=1, batch_size=4, hold_out=0.25, **here)
+    assert set(done.valid) == set(tasks)
+    assert sum(seen) == len(set(TEXTS))
+    _, train, valid, *_ = given[0]
+    for task, (texts, labels, *pairs) in examples.items():
+        want = model.features(texts, *pairs, **here)
+        wanted = {(want.one(k)[0].sum().item(), len(want.one(k)[1]), name) for k, name in enumerate(labels)}
+        found = set()
+        for part in (train[task], valid[task]):
+            for k, number in enumerate(part.target):
+                H, marks = part.source.one(k)
+                found.add((H.sum().item(), len(marks), tasks[task][number]))
+        assert found == wanted
+    for broken, words in (
+        (((["a"],)), "who has 1 lists"),
+        ((["a", "b"], ["cat", "dog"], ["c"]), "2 texts come with 1 second"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.fit_tasks({"who": broken})
+    with pytest.raises(ValueError, match="there are no tasks"):
+        model.fit_tasks({})
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        model.fit_tasks(examples, batch_size=0)

@@ -127,3 +127,21 @@ def test_bad_input_gets_one_sentence(make_encoder, tmp_path):
         streaming.stream(make_encoder(), [""])
     with pytest.raises(ValueError, match="pass pairs"):
         streaming.stream(make_encoder(), TEXTS, apart=True)
+    with pytest.raises(ValueError, match="pass pairs"):
+        streaming.source(make_encoder(), TEXTS, apart=True)
+    with pytest.raises(ValueError, match="pass pairs"):
+        streaming.extract_pieces(make_encoder(), TEXTS, apart=True, folder=tmp_path)
+
+
+def test_streamed_texts_that_are_cut_are_counted_and_said(make_encoder):
+    with pytest.warns(UserWarning, match="1 of 2 texts were longer than 12 tokens and were cut"):
+        found = streaming.stream(make_encoder(), ["the cat " * 20, "a b"])
+    assert found.truncated == 1
+
+
+def test_a_view_of_a_stream_is_a_view_of_its_texts(make_encoder):
+    live = streaming.stream(make_encoder(), TEXTS[:3], TEXTS[3:], apart=True)
+    view = live.select([2, 0, 1]).select(torch.tensor([1, 0]))
+    assert len(view) == 2
+    assert view.lengths().tolist() == live.lengths()[[0, 2]].tolist()
+    torch.testing.assert_close(view.batch([0, 1]).H, live.batch([0, 2]).H)

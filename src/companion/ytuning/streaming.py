@@ -9,6 +9,7 @@ piece, and only one piece is tokenised at a time. `Streamed` stores nothing and 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,8 @@ def extract_pieces(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence
         ValueError: for an empty text, pairs that do not match, an unknown number format, or a piece below 1.
     """
     check_texts(texts, pairs)
+    if apart and pairs is None:
+        raise ValueError("apart=True encodes the two texts of a pair separately; pass pairs")
     if piece < 1:
         raise ValueError(f"piece is {piece}; it counts texts and starts at 1")
     given = list(zip(texts, pairs, strict=True)) if pairs is not None else list(texts)
@@ -114,14 +117,16 @@ def _columns(inputs: list, paired: bool) -> tuple[list[str], list[str] | None]:
 class Streamed:
     """Features that are computed when a batch asks for them, every time, and never stored.
 
-    `tokens` has one entry for texts (or pairs in one input), two for pairs that are encoded apart.
+    `tokens` has one entry for texts (or pairs in one input), two for pairs that are encoded apart. Text k of the source
+    is number `rows[k]` of them (all, in their order, by default).
     """
 
     encoder: FrozenEncoder
     tokens: tuple[Tokens, ...]
+    rows: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.tokens[0].ids)
+        return len(self.tokens[0].ids if self.rows is None else self.rows)
 
     @property
     def width(self) -> int:
@@ -139,11 +144,18 @@ class Streamed:
 
     def lengths(self) -> torch.Tensor:
         """Tokens per text [n]."""
-        return torch.tensor([t.lengths() for t in self.tokens]).sum(0)
+        every = torch.tensor([t.lengths() for t in self.tokens]).sum(0)
+        return every if self.rows is None else every[self.rows]
+
+    def select(self, index: Sequence[int]) -> Streamed:
+        """A view of some texts, in that order."""
+        index = torch.as_tensor(index)
+        return Streamed(self.encoder, self.tokens, index if self.rows is None else self.rows[index])
 
     def batch(self, index: Sequence[int] | torch.Tensor) -> store.Batch:
         """The texts in `index`: one forward pass of the frozen model, without a graph."""
-        index, sides = [int(k) for k in index], []
+        index = [int(k if self.rows is None else self.rows[int(k)]) for k in index]
+        sides = []
         for side, tokens in enumerate(self.tokens):
             H = self.encoder(*self.encoder.pad(tokens, index)).float().cpu()
             marks = [torch.tensor(tokens.segments[k], dtype=torch.uint8) for k in index]
@@ -158,15 +170,19 @@ class Streamed:
         )
 
 
-def stream(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] | None = None, *,
-           apart: bool = False) -> Streamed:  # fmt: skip
-    """The texts as a `Streamed` source. Raises ValueError for an empty text or pairs that do not match."""
+def stream(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] | None = None, *, apart: bool = False,
+           quiet: bool = False) -> Streamed:  # fmt: skip
+    """The texts as a `Streamed` source; says how many were cut. Raises ValueError for an empty text or pairs that do
+    not match."""
     check_texts(texts, pairs)
-    if apart:
-        if pairs is None:
-            raise ValueError("apart=True encodes the two texts of a pair separately; pass pairs")
-        return Streamed(encoder, (encoder.tokenize(texts), encoder.tokenize(pairs)))
-    return Streamed(encoder, (encoder.tokenize(texts, pairs),))
+    if apart and pairs is None:
+        raise ValueError("apart=True encodes the two texts of a pair separately; pass pairs")
+    sides = (encoder.tokenize(texts), encoder.tokenize(pairs)) if apart else (encoder.tokenize(texts, pairs),)
+    found = Streamed(encoder, sides)
+    if found.truncated and not quiet:
+        warnings.warn(f"{found.truncated} of {len(sides) * len(texts)} texts were longer than {encoder.max_length} tokens and "
+                      "were cut", stacklevel=2)  # fmt: skip
+    return found
 
 
 def source(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] | None = None, *, apart: bool = False,
@@ -176,6 +192,9 @@ def source(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] | 
 
     Raises ValueError and OSError like `extract_pieces`.
     """
+    check_texts(texts, pairs)
+    if apart and pairs is None:
+        raise ValueError("apart=True encodes the two texts of a pair separately; pass pairs")
     if apart:
         size = sum(store.estimate(encoder, side, number=number) for side in (texts, pairs))
     else:
@@ -184,7 +203,7 @@ def source(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] | 
         if not quiet:
             tqdm.write(f"the features of {len(texts)} texts would take {store.readable(size)}, more than "
                        f"{store.readable(most_bytes)}: the frozen model runs in every batch instead")  # fmt: skip
-        return stream(encoder, texts, pairs, apart=apart)
+        return stream(encoder, texts, pairs, apart=apart, quiet=quiet)
     return extract_pieces(
         encoder, texts, pairs, apart=apart, piece=piece, number=number, folder=folder, quiet=quiet
     )
