@@ -101,7 +101,6 @@ def test_vggsound_reader(tmp_path):
         data.read_vggsound(write(tmp_path / "bad.csv", "abc,soon,dog,train\n"))
 
 
-@needs_real
 def test_annotations_saved_by_a_spreadsheet(tmp_path):
     """A byte-order mark and CRLF, which Windows programs write, are no part of the first name."""
 
@@ -116,6 +115,7 @@ def test_annotations_saved_by_a_spreadsheet(tmp_path):
     assert data.read_vggsound(file("--abc,1,x,train\n"))[0] == ("--abc", 1, "x", "train")
 
 
+@needs_real
 def test_public_annotation_files():
     """Counts measured in the published files, and the two ceilings that follow from them."""
     root = REAL / "AVE"
