@@ -225,7 +225,7 @@ class PromptModel(nn.Module):
     score = staticmethod(AVEModel.score)
 
 
-AMPLE = 72  # GiB in which eight videos fit with all their activations
+AMPLE = 72  # GiB; eight videos with all their activations should fit, extrapolated from one
 
 
 # --- the loop ----------------------------------------------------------------------------------------
