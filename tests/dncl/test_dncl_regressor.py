@@ -188,8 +188,14 @@ def test_bad_data_is_refused(X, y, message):
         ({"max_seconds": 0}, "0"),
         ({"max_points": 2}, "2"),
         ({"noise": None}, "None"),
-        ({"beam": -1}, "beam is -1; it is 0 or more"),
-        ({"subsets": 0}, "subsets is 0; it is 1 or more"),
+        ({"beam": -1}, "beam is -1; it is a whole number, 0 or more"),
+        ({"beam": "a"}, "beam is 'a'; it is a whole number, 0 or more"),
+        ({"max_seconds": "5"}, "max_seconds is '5'; choose a number above 0"),
+        ({"max_points": None}, "max_points is None; it is a whole number, 4 or more"),
+        ({"noise": True}, "noise is True"),
+        ({"rounds": 1.5}, "rounds is 1.5; it is a whole number"),
+        ({"token_price": "dear"}, "token_price is 'dear'; it is 0 or more"),
+        ({"subsets": 0}, "subsets is 0; it is a whole number, 1 or more"),
         ({"rounds": -1}, "rounds is -1"),
         ({"token_price": -3}, "token_price is -3"),
         ({"selection": "aic"}, "'aic'"),
@@ -227,6 +233,26 @@ def test_duplicate_columns_are_refused():
         quick().fit(X, y)
 
 
+@pytest.mark.filterwarnings("ignore:no formula describes")
+@pytest.mark.parametrize("n", [4, 5, 6])
+def test_a_handful_of_points_is_not_joined_up(n):
+    rng = np.random.default_rng(0)
+    x = np.sort(rng.uniform(0, 4, n))[:, None]
+    with pytest.warns(UserWarning, match=f"{n} points are few"):
+        model = quick().fit(x, 2.37 * x[:, 0] + 1.43 + 0.05 * rng.normal(size=n))
+    for errors in model.equations_["errors"]:
+        assert sum(e > 0 for e in errors.values()) <= n - 2
+    assert model._best.free <= n - 2
+
+
+def test_a_row_that_is_not_there_is_refused():
+    model = quick().fit(*data())
+    rows = len(model.equations_)
+    for call in (model.sympy, model.latex, lambda k: model.predict(data()[0], k)):
+        with pytest.raises(ValueError, match=f"no row 99 in equations_; its rows are 0 to {rows - 1}"):
+            call(99)
+
+
 def test_predictions_outside_the_domain_are_nan_with_a_warning():
     x = np.linspace(0.5, 4, 40)[:, None]
     model = quick(rounds=2).fit(x, np.log(x[:, 0]))
@@ -246,6 +272,15 @@ def test_a_formula_of_ones_own():
         "mass**7*tanh(c*time)", X, X["mass"] ** 7 * np.tanh(2 * X["time"])
     ).r2 == pytest.approx(1)
     assert score_formula("mass**c", X, X["mass"] ** 0.4).constants["c0"] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("name", ["lambda", "S", "mass (kg)", "c", "x2", "gamma"])
+def test_any_column_may_stand_in_a_formula_of_ones_own(name):
+    x = np.linspace(0.1, 3, 40)
+    X = pd.DataFrame({"time": x[::-1] ** 2, name: x})
+    got = score_formula(f"sin(2*{name}) + 3*time", X, np.sin(2 * x) + 3 * X["time"])
+    assert got.r2 == pytest.approx(1)
+    assert got.expression.free_symbols == {sympy.Symbol(n, real=True) for n in ("time", name)}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from itertools import permutations
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from companion.dncl import expressions as ex
 
 MOST_VARIABLES = len(ex.VARIABLES)
 FEWEST_POINTS = 4
+FEW_POINTS = 10  # below, a warning
 
 
 class SymbolicRegressor(RegressorMixin, BaseEstimator):
@@ -141,8 +142,9 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         if known and self.noise != "weights":
             weight = weight / max(float(self.noise) * math.sqrt(np.mean(y**2)), 1e-300) ** 2
         weight = weight * self._y_scale**2 if known else weight / weight.mean()
+        # two points more than constants: a formula with as many constants as points joins them up, noise and all
         config = evolve.EvolveConfig(rounds=self.rounds, token_price=self.token_price, selection=self.selection,
-                                     snap=self.snap)  # fmt: skip
+                                     snap=self.snap, constants=min(evolve.EvolveConfig.constants, len(y) - 2))  # fmt: skip
         xs, ys = (x - self._shift) / self._scale, y / self._y_scale
         # the last part of the time is for the constants of the best, and for writing the formulas down
         soon, polish = (deadline - share * (self.max_seconds or 0.0) for share in (0.12, 0.04))
@@ -162,17 +164,22 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
     def _check_settings(self) -> None:
         if isinstance(self.noise, str) and self.noise not in ("auto", "weights"):
             raise ValueError(f"noise is {self.noise!r}; choose 'auto', 'weights' or a number eta above 0")
-        if not isinstance(self.noise, str) and not (isinstance(self.noise, Real) and self.noise > 0):
+        if not isinstance(self.noise, str) and not (_real(self.noise) and self.noise > 0):
             raise ValueError(
                 f"noise is {self.noise!r}; a known noise level eta is above 0 (use 'auto' otherwise)"
             )
         for name, least in (("beam", 0), ("samples", 0), ("subsets", 1), ("rounds", 0), ("token_price", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it is {least} or more")
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ValueError(f"max_seconds is {self.max_seconds}; choose a number above 0, or None")
-        if self.max_points < FEWEST_POINTS:
-            raise ValueError(f"max_points is {self.max_points}; at least {FEWEST_POINTS} are needed")
+            value, whole = getattr(self, name), name != "token_price"
+            if not (_real(value) and value >= least and (not whole or isinstance(value, Integral))):
+                raise ValueError(f"{name} is {value!r}; it is {'a whole number, ' * whole}{least} or more")
+        if self.max_seconds is not None and not (_real(self.max_seconds) and self.max_seconds > 0):
+            raise ValueError(f"max_seconds is {self.max_seconds!r}; choose a number above 0, or None")
+        if not isinstance(self.max_points, Integral) or self.max_points < FEWEST_POINTS:
+            raise ValueError(
+                f"max_points is {self.max_points!r}; it is a whole number, {FEWEST_POINTS} or more"
+            )
+        if self.selection not in ("bic", "mse"):
+            raise ValueError(f"selection is {self.selection!r}; choose bic or mse")
 
     def _choose(self, x: np.ndarray, y: np.ndarray, names: list[str], seed: int) -> list[int]:
         """The columns to use, at most three."""
@@ -258,6 +265,9 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         if self._best.sse >= total or (self.selection == "bic" and self._best.score >= alone):
             warnings.warn(f"no formula describes the targets better than a constant does; {self.formula_} is only the "
                           "best of those tried (too few points, or nothing but noise?)", UserWarning, stacklevel=3)  # fmt: skip
+        if search.n < FEW_POINTS:
+            warnings.warn(f"{search.n} points are few: other formulas fit them as well as {self.formula_} does; compare the "
+                          "rows of equations_, or measure more", UserWarning, stacklevel=3)  # fmt: skip
         rows = []
         for f in front:
             labels = [f"c{k}" for k in range(len(f.constants))]
@@ -285,10 +295,19 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
     def _form(self, f: evolve.Formula) -> sympy.Expr:
         return ex.to_sympy(list(f.ids)).xreplace(self._symbols()) * _exact(self._y_scale)
 
+    def _row(self, index: int | None) -> evolve.Formula:
+        if index is None:
+            return self._best
+        if not isinstance(index, Integral) or not -len(self._front) <= index < len(self._front):
+            raise ValueError(
+                f"there is no row {index!r} in equations_; its rows are 0 to {len(self._front) - 1}"
+            )
+        return self._front[index]
+
     def sympy(self, index: int | None = None) -> sympy.Expr:
         """The selected formula, or row `index` of `equations_`, as a sympy expression in the columns' names."""
         check_is_fitted(self, "equations_")
-        return self._fold(self._best if index is None else self._front[index])
+        return self._fold(self._row(index))
 
     def latex(self, index: int | None = None, digits: int = 3) -> str:
         """The same as LaTeX, with constants of `digits` significant digits."""
@@ -298,7 +317,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         """Values `[n]` of the selected formula, or of row `index`; NaN (with a warning) where it is not defined."""
         check_is_fitted(self, "equations_")
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        f = self._best if index is None else self._front[index]
+        f = self._row(index)
         x = torch.from_numpy((X[:, self.used_] - self._shift) / self._scale)
         c = torch.tensor([[list(f.constants) or [0.0]]], dtype=torch.float64)
         value = fitting.Program([f.ids], x).run(c, derivatives=False)[0][0, 0].numpy() * self._y_scale
@@ -314,6 +333,10 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
             True  # three variables at most: no match for scikit-learn's test sets
         )
         return tags
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _numeric(table: pd.DataFrame) -> None:
@@ -414,14 +437,19 @@ def parse(text: str, names: list[str]) -> tuple[evolve.Ids, list[float], list[bo
         count += 1
         return f"c__{count - 1}"
 
-    symbols = {n: sympy.Symbol(v, real=True) for n, v in zip(names, ex.VARIABLES, strict=False)}
-    symbols |= {v: sympy.Symbol(v, real=True) for v in ex.VARIABLES[: len(names)] if v not in symbols}
-    numbered = text if "c" in symbols else re.sub(r"(?<![\w.])c(?![\w(])", number, text)
+    # columns stand under names of our own while sympy reads: `lambda`, `S` or `mass (kg)` are columns, too
+    places = dict(zip(names, ex.VARIABLES, strict=False))
+    places |= {v: v for v in ex.VARIABLES[: len(names)] if v not in places}
+    symbols = {f"v__{k}": sympy.Symbol(v, real=True) for k, v in enumerate(places.values())}
+    word = {n: f"v__{k}" for k, n in enumerate(places) if _number(n) is None}
+    longest = "|".join(map(re.escape, sorted(word, key=len, reverse=True)))
+    named = re.sub(rf"(?<![\w.])(?:{longest})(?!\w|\()", lambda m: word[m[0]], text) if word else text
+    numbered = re.sub(r"(?<![\w.])c(?![\w(])", number, named)
     unknown = [w for w in re.findall(r"[A-Za-z_]\w*", numbered)
                if w not in symbols and not re.fullmatch(r"c_?_?\d+", w) and not hasattr(sympy, w)]  # fmt: skip
     if unknown:
         raise ValueError(
-            f"{unknown[0]!r} in {text!r} is neither a column ({', '.join(symbols)}) nor a constant (c) nor a function"
+            f"{unknown[0]!r} in {text!r} is neither a column ({', '.join(places)}) nor a constant (c) nor a function"
         )
     try:
         expression = sympy.sympify(numbered, locals=symbols)
