@@ -207,6 +207,32 @@ def test_a_disk_that_fills_up_meanwhile_stops_the_pass_with_a_sentence(make_enco
     assert values.stat().st_blocks * 512 >= values.stat().st_size
 
 
+@pytest.mark.parametrize("loss", ["lost", "cut"])
+def test_an_entry_whose_values_are_lost_is_made_again(make_encoder, tmp_path, loss):
+    """A mapped file that is too short would be filled with zeros without a word."""
+    found = extract(make_encoder(), TEXTS, number="float32", folder=tmp_path, quiet=True)
+    want, values = found.one(0)[0].clone(), found.folder / "values.bin"
+    if loss == "lost":
+        values.unlink()
+    else:
+        values.write_bytes(values.read_bytes()[:100])
+    with pytest.raises(ValueError, match="not a finished feature cache"):
+        open_entry(found.folder)
+    again = extract(make_encoder(), TEXTS, number="float32", folder=tmp_path, quiet=True)
+    torch.testing.assert_close(again.one(0)[0], want)
+    assert len(open_entry(found.folder, make_encoder())) == 3
+
+
+def test_features_that_half_precision_cannot_hold_are_refused(make_encoder, tmp_path):
+    encoder = make_encoder()
+    with torch.no_grad():
+        encoder.model.encoder["layer"][1].output["LayerNorm"].weight.mul_(1e6)
+    with pytest.raises(ValueError, match=r"do not fit into float16 .* store them as bfloat16 or float32"):
+        extract(encoder, TEXTS, folder=tmp_path, quiet=True)
+    found = extract(encoder, TEXTS, number="bfloat16", folder=tmp_path, quiet=True)
+    assert found.values.isfinite().all()
+
+
 def test_another_models_cache_is_refused(make_encoder, tmp_path):
     found = extract(make_encoder(seed=0), TEXTS, folder=tmp_path, quiet=True)
     assert len(open_entry(found.folder, make_encoder(seed=0))) == 3

@@ -337,8 +337,11 @@ def test_a_model_without_its_tokenizer_is_refused(tmp_path, tokenizer):
     hf.BertModel(
         hf.BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     ).save_pretrained(tmp_path)  # fmt: skip
-    with pytest.raises(ValueError, match=r"holds a model but no tokenizer .* save its tokenizer"):
-        YTuningForSequenceClassification(str(tmp_path), ("no", "yes"), width=8, heads=2)
+    for use in (lambda: YTuningForSequenceClassification(str(tmp_path), ("no", "yes"), width=8, heads=2),
+                lambda: extract(FrozenEncoder(str(tmp_path), max_length=12), ["the cat"], folder=tmp_path / "f"),
+                lambda: methods.inputs("fine-tuning", FrozenEncoder(str(tmp_path), max_length=12), SPLIT)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"holds a model but no tokenizer .* save its tokenizer"):
+            use()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     model = YTuningForSequenceClassification(tmp_path, ("no", "yes"), width=8, heads=2)  # a Path will do
     assert model.predict(["the cat"], folder=tmp_path / "f", quiet=True)[0] in ("no", "yes")
@@ -484,6 +487,12 @@ def test_other_families_work_from_a_folder(tmp_path, tokenizer, kind):
             tmp_path / "head", str(tmp_path / "elsewhere")
         )
         torch.testing.assert_close(back.scores(["a dog"], folder=tmp_path / "g", quiet=True), before)
+
+
+def test_tuned_methods_say_what_was_cut_too(make_encoder):
+    split = data.Split(["the cat " * 20, "a b"], [0, 1], ("no", "yes"))
+    with pytest.warns(UserWarning, match="1 of 2 texts were longer than 12 tokens and were cut"):
+        methods.inputs("fine-tuning", make_encoder(), split)
 
 
 def test_deberta_is_read_as_it_is_published(tmp_path):

@@ -51,18 +51,6 @@ def check_tasks(tasks: Mapping[str, Sequence[str]]) -> None:
                              "torch keeps for itself, such as type, train or items); rename it")  # fmt: skip
 
 
-def check_tokenizer(encoder: FrozenEncoder) -> None:
-    """Raises ValueError for a folder with a model and no tokenizer: transformers would read every word as unknown."""
-    if encoder._given:
-        return
-    names = {path.name for path in encoder.folder.iterdir()}
-    if not names & {"tokenizer.json", "vocab.txt", "vocab.json"} and not any(
-        n.endswith(".model") for n in names
-    ):
-        raise ValueError(f"{encoder.name} holds a model but no tokenizer (tokenizer.json, vocab.txt, vocab.json or a .model "
-                         "file); save its tokenizer into the same folder")  # fmt: skip
-
-
 def held_out(count: int, share: float, seed: int, what: str = "") -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers of `count` examples, shuffled: those to train on, and at least one, about `share` of all, to choose on.
 
@@ -112,7 +100,7 @@ class YTuningForSequenceClassification(nn.Module):
         tasks = {task: listed(names, "labels") for task, names in tasks.items()}
         check_tasks(tasks)
         encoder = encoder if isinstance(encoder, FrozenEncoder) else FrozenEncoder(str(encoder))
-        check_tokenizer(encoder)
+        store.check_tokenizer(encoder)
         # in a list: the frozen model is no part of this module's parameters or state
         self._frozen, self.apart, self.seed = [encoder], apart, seed
         if apart:
