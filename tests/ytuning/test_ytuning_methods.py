@@ -489,6 +489,44 @@ def test_other_families_work_from_a_folder(tmp_path, tokenizer, kind):
         torch.testing.assert_close(back.scores(["a dog"], folder=tmp_path / "g", quiet=True), before)
 
 
+SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+         "pad_token_id": 1}  # fmt: skip
+SEQ2SEQ = {"vocab_size": 32, "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
+           "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "pad_token_id": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "options", "most"), [
+    ("bert", SIZES, 24),
+    ("deberta-v2", SIZES | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}, 24),
+    ("roberta", SIZES, 22),
+    ("roberta", SIZES | {"pad_token_id": 0}, 23),
+    ("mpnet", SIZES, 22),
+    ("mpnet", SIZES | {"pad_token_id": 0}, 22),
+    ("longformer", SIZES | {"attention_window": 4}, 22),
+    ("bart", SEQ2SEQ, 24),
+    ("led", SEQ2SEQ | {"attention_window": 4, "max_encoder_position_embeddings": 24}, 24),
+])  # fmt: skip
+def test_the_longest_text_that_is_accepted_goes_through_the_model(tokenizer, tmp_path, family, options, most):
+    """24 rows of positions: RoBERTa, MPNet and Longformer count tokens from behind their padding's number."""
+    import transformers as hf
+
+    torch.manual_seed(0)
+    rows = {} if family == "led" else {"max_position_embeddings": 24}
+    hf.AutoModel.from_config(hf.AutoConfig.for_model(family, **options, **rows)).save_pretrained(
+        tmp_path / "m"
+    )
+    tokenizer.save(str(tmp_path / "m" / "tokenizer.json"))
+    encoder = FrozenEncoder(str(tmp_path / "m"), most, device="cpu")
+    with pytest.warns(UserWarning, match=f"1 of 2 texts were longer than {most} tokens and were cut"):
+        found = extract(encoder, ["the cat sat on the mat " * 8, "a dog"], number="float32", folder=tmp_path)
+    assert found.lengths().tolist() == [most, 4]
+    with pytest.raises(ValueError, match=f"takes at most {most} tokens"):
+        FrozenEncoder(str(tmp_path / "m"), most + 1, device="cpu")
+    # one more than what is accepted is more than the model has
+    with pytest.raises((IndexError, RuntimeError)):
+        encoder(torch.full((1, most + 1), 4), torch.zeros(1, most + 1, dtype=torch.bool))
+
+
 def test_tuned_methods_say_what_was_cut_too(make_encoder):
     split = data.Split(["the cat " * 20, "a b"], [0, 1], ("no", "yes"))
     with pytest.warns(UserWarning, match="1 of 2 texts were longer than 12 tokens and were cut"):

@@ -26,6 +26,10 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 DEPTH = ("encoder_layers", "num_hidden_layers", "num_layers", "n_layers")
 HEADS = ("encoder_attention_heads", "num_attention_heads", "num_heads", "n_heads")
 WIDTH = ("d_model", "hidden_size", "dim", "emb_dim")
+POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings")
+# families that number the tokens from their padding's number + 1 on, in a table that has no rows to spare for it
+OFFSET = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "ibert", "data2vec-text",
+          "mpnet", "longformer", "luke", "markuplm", "esm")  # fmt: skip
 KEPT = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 
@@ -183,9 +187,20 @@ class FrozenEncoder:
 
     @property
     def positions(self) -> int:
-        """Most tokens that the model takes, 0 where it has no limit (RoBERTa's first two places are reserved)."""
-        most = int(self.config.get("max_position_embeddings") or 0)
-        return most - 2 if self.config.get("model_type") in ("roberta", "xlm-roberta", "camembert") else most
+        """Most tokens that the model takes, 0 where it has no limit.
+
+        RoBERTa and its kin (`OFFSET`) cannot use the first rows of their position table: 2 of them, as a rule.
+        """
+        most, kind, padding = (
+            self._size(POSITIONS),
+            self.config.get("model_type"),
+            self.config.get("pad_token_id"),
+        )
+        if not most or kind not in OFFSET:
+            return most
+        return most - (
+            2 if padding is None or kind == "mpnet" else padding + 1
+        )  # MPNet has 1 whatever the config says
 
     @cached_property
     def fingerprint(self) -> str:
