@@ -104,6 +104,15 @@ def test_splits_with_different_labels_are_refused():
         data.same_labels(a, b)
 
 
+@pytest.mark.parametrize("number", [2, -1, 0.5])
+def test_label_numbers_outside_the_list_are_refused(number):
+    """GLUE's own test splits have -1 throughout, regression has fractions."""
+    with pytest.raises(
+        ValueError, match=rf"example 1 has label number {number}; 2 labels have numbers 0 to 1"
+    ):
+        data.Split(["x", "y"], [0, number], ("no", "yes"))
+
+
 def test_dividing_keeps_every_example_once():
     whole = data.Split([str(k) for k in range(50)], [0, 1] * 25, ("a", "b"))
     one, two = data.divide(whole, 0.2, seed=3)

@@ -280,10 +280,49 @@ def test_texts_and_labels_may_be_columns_of_any_kind(make_encoder, tmp_path, kin
     ("positive", "labels is one string, 'positive'"), (2, "labels is 2; give a list"),
     ({"type": ("a", "b")}, "task 'type' cannot name a table of parameters .* rename it"),
     ({"v1.2": ("a", "b")}, "task 'v1.2' cannot name"), ({"": ("a", "b")}, "task '' cannot name"),
+    (("a",), "task has 1 label; Y-Tuning scores a list of two or more labels and cannot do regression"),
+    (("a", None), "label 1 of task is None; each label needs a name"),
+    (("a", float("nan")), "label 1 of task is nan"), ((" ", "a"), "label 0 of task is ' '"),
 ])  # fmt: skip
 def test_labels_and_tasks_that_cannot_be_get_one_sentence(make_encoder, labels, words):
     with pytest.raises(ValueError, match=words):
         YTuningForSequenceClassification(make_encoder(), labels, width=8, heads=2)
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"num_labels": 1}, "there is no num_labels; labels=.* regression cannot be done"),
+    ({"problem_type": "regression"}, "there is no problem_type"),
+    ({"margni": 2.0}, "option 'margni' does not exist; did you mean margin"),
+    ({"tasks": {"a": ("b", "c")}}, "option 'tasks' does not exist"),
+])  # fmt: skip
+def test_options_that_do_not_exist_get_one_sentence(make_encoder, options, words):
+    with pytest.raises(ValueError, match=words):
+        YTuningForSequenceClassification(make_encoder(), ("no", "yes"), **options)
+
+
+def test_a_whole_table_is_no_column(make_encoder, tmp_path):
+    """Walking through a dict or a table gives the names of its columns, which would pass for texts."""
+    import numpy as np
+    import pandas as pd
+
+    model = YTuningForSequenceClassification(make_encoder(), ("no", "yes"), width=8, heads=2)
+    table = {"text": ["the cat", "a dog"], "label": ["no", "yes"]}
+    for given, kind in (
+        (table, "dict"),
+        (pd.DataFrame(table), "DataFrame"),
+        (np.array([["a"], ["b"]]), "ndarray"),
+    ):
+        with pytest.raises(ValueError, match=f"texts is a {kind} and no single column; give a list"):
+            model.predict(given, folder=tmp_path, quiet=True)
+    with pytest.raises(ValueError, match="labels is a ndarray and no single column"):
+        model.fit(["a", "b"], np.eye(2), folder=tmp_path, quiet=True)
+
+
+def test_more_labels_than_anybody_reported_are_no_error(make_encoder, tmp_path):
+    names = [f"label {k}" for k in range(200)]
+    model = YTuningForSequenceClassification(make_encoder(), names, width=8, heads=2)
+    model.fit(["the cat", "a dog"] * 100, names, epochs=1, folder=tmp_path, quiet=True)
+    assert model.scores(["the cat"], folder=tmp_path, quiet=True).shape == (1, 200)
 
 
 def test_a_budget_of_the_classifier_gets_one_sentence(make_encoder, tmp_path):
@@ -324,6 +363,11 @@ def test_a_head_whose_files_are_broken_gets_one_sentence(make_encoder, tmp_path)
         ValueError, match=r"not the one that its ytuning.json describes \(size mismatch.*again$"
     ):
         YTuningForSequenceClassification.from_pretrained(tmp_path, make_encoder())
+    for content, words in (("{}", "lacks apart, format, frozen, head; save"), ("[1]", "lacks apart"),
+                           (described.replace('"margin"', '"margni"'), "option 'margni' does not exist")):  # fmt: skip
+        (tmp_path / "ytuning.json").write_text(content)
+        with pytest.raises(ValueError, match=words):
+            YTuningForSequenceClassification.from_pretrained(tmp_path, make_encoder())
     (tmp_path / "ytuning.json").write_text(described)
     (tmp_path / "ytuning.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"ytuning.safetensors of .* is broken"):

@@ -32,6 +32,10 @@ class Split:
         if not len(self.texts) == len(self.target) == len(self.pairs or self.texts):
             raise ValueError(f"{len(self.texts)} texts, {len(self.target)} labels, {len(self.pairs or [])} second texts; "
                              "the numbers must agree")  # fmt: skip
+        for k, label in enumerate(self.target):
+            if label not in range(len(self.labels)):
+                raise ValueError(f"example {k} has label number {label}; {len(self.labels)} labels have numbers 0 to "
+                                 f"{len(self.labels) - 1}")  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.texts)

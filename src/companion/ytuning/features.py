@@ -195,12 +195,17 @@ def extract(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] |
 
 
 def _whole(entry: Path) -> bool:
-    """Whether an entry is finished and has all of its values: a lost or cut file would be read as zeros."""
+    """Whether an entry is finished and has all of its files whole: lost or cut values would be read as zeros."""
     if not (entry / "complete").is_file():
         return False
-    meta, values = json.loads((entry / "meta.json").read_text(encoding="utf-8")), entry / "values.bin"
-    size = meta["tokens"] * meta["width"] * FORMATS[meta["number"]].itemsize
-    return values.is_file() and values.stat().st_size == size
+    try:
+        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        size = meta["tokens"] * meta["width"] * FORMATS[meta["number"]].itemsize
+        starts, segments = (np.load(entry / f"{name}.npy", mmap_mode="r") for name in ("starts", "segments"))
+        found = (entry / "values.bin").stat().st_size, starts[-1], len(segments)
+    except (OSError, ValueError, LookupError, EOFError):
+        return False
+    return found == (size, meta["tokens"], meta["tokens"])
 
 
 def _compute(entry: Path, encoder: FrozenEncoder, texts: list[str], pairs: list[str] | None, number: str,

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,22 @@ def _sha256(path: Path) -> str:
 
 
 def check_texts(texts: Sequence[str], pairs: Sequence[str] | None = None) -> None:
-    """Raises ValueError for no texts, an empty text (with its number), or pairs that do not match."""
+    """Raises ValueError for no texts, pairs that do not match, and, with its number, what is no text or an empty one."""
     if not len(texts):
         raise ValueError("there are no texts; give at least one")
     if pairs is not None and len(pairs) != len(texts):
         raise ValueError(f"{len(texts)} texts come with {len(pairs)} second texts; give one for each")
     for what, given in (("text", texts), ("second text", pairs or ())):
         for k, text in enumerate(given):
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str):
+                raise ValueError(f"{what} {k} is {text!r}, which is no string; give strings")
+            if not text.strip():
                 raise ValueError(f"{what} {k} is {text!r}; each needs at least one visible character")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{what} {k} holds {text[error.start]!r}, half a character; read its file with the right "
+                                 "encoding") from None  # fmt: skip
 
 
 class FrozenEncoder:
@@ -98,6 +106,11 @@ class FrozenEncoder:
     def __init__(self, name: str = "minilm", max_length: int = 128, layers: Sequence[int] = (-1,),
                  device: str | None = None, precision: str = "float32", module: nn.Module | None = None,
                  tokenizer: Any = None) -> None:  # fmt: skip
+        if not isinstance(max_length, Integral):
+            raise ValueError(f"max_length is {max_length!r}; give a whole number")
+        layers = tuple(layers) if isinstance(layers, Iterable) else layers
+        if not isinstance(layers, tuple) or not all(isinstance(k, Integral) for k in layers):
+            raise ValueError(f"layers is {layers!r}; give a list of whole numbers, such as (-1,)")
         if max_length < 3:
             raise ValueError(f"max_length is {max_length}; a text with its marks takes at least 3 tokens")
         if precision not in ("float32", "bfloat16", "float16"):
@@ -109,7 +122,7 @@ class FrozenEncoder:
         self.name, self.max_length, self.layers, self.precision = (
             str(name),
             max_length,
-            tuple(layers),
+            layers,
             precision,
         )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
