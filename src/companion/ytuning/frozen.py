@@ -121,8 +121,8 @@ class FrozenEncoder:
             )
         self.name, self.max_length, self.layers, self.precision = (
             str(name),
-            max_length,
-            layers,
+            int(max_length),
+            tuple(map(int, layers)),
             precision,
         )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -204,16 +204,13 @@ class FrozenEncoder:
 
         RoBERTa and its kin (`OFFSET`) cannot use the first rows of their position table: 2 of them, as a rule.
         """
-        most, kind, padding = (
-            self._size(POSITIONS),
-            self.config.get("model_type"),
-            self.config.get("pad_token_id"),
-        )
+        most, kind = self._size(POSITIONS), self.config.get("model_type")
         if not most or kind not in OFFSET:
             return most
-        return most - (
-            2 if padding is None or kind == "mpnet" else padding + 1
-        )  # MPNet has 1 whatever the config says
+        padding = self.config.get("pad_token_id")
+        if padding is None or kind == "mpnet":  # MPNet's code says 1, whatever its config has
+            padding = 1
+        return most - padding - 1
 
     @cached_property
     def fingerprint(self) -> str:
