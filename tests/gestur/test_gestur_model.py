@@ -181,6 +181,7 @@ def test_the_number_of_operations_does_not_grow_with_the_number_of_tensors():
     assert len(found[0]) < 30
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # torch's own copy of quantised tensors
 def test_weights_of_other_types_are_kept_and_frozen_ones_are_not_rounded():
     """A quantised backbone's integers and scales next to a trained layer; a second trained layer in float64."""
 
@@ -653,10 +654,9 @@ def test_bad_input_is_one_sentence():
     sharded = SimpleNamespace(distributed_type="FSDP", num_processes=2)
     with pytest.raises(ValueError, match="accelerate runs as FSDP, which cuts the weights up"):
         Gestur(featurizer, head, accelerator=sharded)
-    collected = SimpleNamespace(distributed_type="NO", num_processes=1, gradient_accumulation_steps=4)
     with pytest.raises(
         ValueError, match=r"gradient_accumulation_steps is 4; one update is one step .* must be 1"
     ):
-        Gestur(featurizer, head, accelerator=collected)
+        Gestur(featurizer, head, accelerator=accelerator(gradient_accumulation_steps=4))
     with pytest.raises(ValueError, match="nothing can be trained"):
         Gestur(featurizer.requires_grad_(False), head.requires_grad_(False))
