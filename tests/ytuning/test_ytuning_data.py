@@ -49,6 +49,24 @@ def test_broken_files_are_named_with_the_row(glue, name, text, words):
         data.read("sst2", "dev")
 
 
+@pytest.mark.parametrize(("content", "words"), [
+    ("sentence\tlabel\nfine\t1\nun caf\u00e9\t1\n".encode("latin-1"),
+     r"dev.tsv of SST-2 is not UTF-8 \(byte 0xe9 in line 3\); GLUE's files are: save it as UTF-8, or fetch it again"),
+    ("sentence\tlabel\nfine\t1\n".encode("utf-16"), r"not UTF-8 \(byte 0xff in line 1\)"),
+    (b"sentence\tlabel\n" + b"a" * 200_000 + b"\t1\n", "dev.tsv of SST-2 is no table with tabs"),
+])  # fmt: skip
+def test_files_that_are_no_text_are_named_with_the_line(glue, content, words):
+    (glue / "SST-2" / "dev.tsv").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        data.read("sst2", "dev")
+
+
+@pytest.mark.parametrize("name", ["SST-2", "sst-2", "SST2", "sst_2"])
+def test_tasks_go_by_any_of_their_usual_spellings(glue, name):
+    assert data.read(name, "dev") == data.read("sst2", "dev")
+    assert data.read_tsv(glue / "CoLA" / "train.tsv", "CoLA").labels == data.GLUE["cola"].labels
+
+
 def test_rows_that_glue_itself_broke_are_left_out_and_counted(glue):
     """QQP's own file has questions with a line break or a tab inside, and empty ones."""
     head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
@@ -67,12 +85,13 @@ def test_rows_that_glue_itself_broke_are_left_out_and_counted(glue):
 
 
 def test_regression_is_excluded_in_one_sentence():
-    with pytest.raises(ValueError, match="STS-B is regression"):
-        data.read("stsb")
+    for name in ("stsb", "STS-B", "sts_b"):
+        with pytest.raises(ValueError, match="STS-B is regression"):
+            data.read(name)
 
 
 def test_unknown_tasks_and_splits_are_refused():
-    with pytest.raises(ValueError, match="did you mean"):
+    with pytest.raises(ValueError, match="GLUE task 'sst' is not known; did you mean sst2"):
         data.read("sst")
     with pytest.raises(ValueError, match="train and dev"):
         data.read("sst2", "test")
@@ -83,6 +102,15 @@ def test_splits_with_different_labels_are_refused():
     assert data.same_labels(a, a) == ("no", "yes")
     with pytest.raises(ValueError, match="different labels: no, yes and yes, no"):
         data.same_labels(a, b)
+
+
+@pytest.mark.parametrize("number", [2, -1, 0.5])
+def test_label_numbers_outside_the_list_are_refused(number):
+    """GLUE's own test splits have -1 throughout, regression has fractions."""
+    with pytest.raises(
+        ValueError, match=rf"example 1 has label number {number}; 2 labels have numbers 0 to 1"
+    ):
+        data.Split(["x", "y"], [0, number], ("no", "yes"))
 
 
 def test_dividing_keeps_every_example_once():

@@ -207,6 +207,51 @@ def test_a_disk_that_fills_up_meanwhile_stops_the_pass_with_a_sentence(make_enco
     assert values.stat().st_blocks * 512 >= values.stat().st_size
 
 
+@pytest.mark.parametrize("loss", ["lost", "cut"])
+def test_an_entry_whose_values_are_lost_is_made_again(make_encoder, tmp_path, loss):
+    """A mapped file that is too short would be filled with zeros without a word."""
+    found = extract(make_encoder(), TEXTS, number="float32", folder=tmp_path, quiet=True)
+    want, values = found.one(0)[0].clone(), found.folder / "values.bin"
+    if loss == "lost":
+        values.unlink()
+    else:
+        values.write_bytes(values.read_bytes()[:100])
+    with pytest.raises(ValueError, match="not a finished feature cache"):
+        open_entry(found.folder)
+    again = extract(make_encoder(), TEXTS, number="float32", folder=tmp_path, quiet=True)
+    torch.testing.assert_close(again.one(0)[0], want)
+    assert len(open_entry(found.folder, make_encoder())) == 3
+
+
+@pytest.mark.parametrize("name", ["meta.json", "starts.npy", "segments.npy"])
+@pytest.mark.parametrize("loss", ["lost", "cut"])
+def test_an_entry_that_lost_a_small_file_is_repaired_without_the_model(make_encoder, tmp_path, name, loss):
+    found = extract(make_encoder(), TEXTS, number="float32", folder=tmp_path, quiet=True)
+    want, path = [found.one(k)[0].clone() for k in range(4)], found.folder / name
+    if loss == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="not a finished feature cache"):
+        open_entry(found.folder)
+    encoder, seen = make_encoder(), []
+    encoder._module.register_forward_hook(lambda *_: seen.append(1))
+    again = extract(encoder, TEXTS, number="float32", folder=tmp_path, quiet=True)
+    assert not seen
+    for k, H in enumerate(want):
+        torch.testing.assert_close(again.one(k)[0], H)
+
+
+def test_features_that_half_precision_cannot_hold_are_refused(make_encoder, tmp_path):
+    encoder = make_encoder()
+    with torch.no_grad():
+        encoder.model.encoder["layer"][1].output["LayerNorm"].weight.mul_(1e6)
+    with pytest.raises(ValueError, match=r"do not fit into float16 .* store them as bfloat16 or float32"):
+        extract(encoder, TEXTS, folder=tmp_path, quiet=True)
+    found = extract(encoder, TEXTS, number="bfloat16", folder=tmp_path, quiet=True)
+    assert found.values.isfinite().all()
+
+
 def test_another_models_cache_is_refused(make_encoder, tmp_path):
     found = extract(make_encoder(seed=0), TEXTS, folder=tmp_path, quiet=True)
     assert len(open_entry(found.folder, make_encoder(seed=0))) == 3
@@ -224,7 +269,9 @@ def test_long_texts_are_cut_counted_and_said(make_encoder, tmp_path):
 @pytest.mark.parametrize(("texts", "pairs", "words"), [
     (["a", " "], None, "text 1 is ' '"),
     ([], None, "there are no texts"),
-    (["a", None], None, "text 1 is None"),
+    (["a", None], None, "text 1 is None, which is no string; give strings"),
+    (["a", b"b"], None, "text 1 is b'b', which is no string"),
+    (["a", "b \ud800"], None, r"text 1 holds '\\ud800', half a character; read its file with the right encoding"),
     (["a", "b"], ["c"], "2 texts come with 1 second texts"),
     (["a"], [""], "second text 0 is ''"),
 ])  # fmt: skip
@@ -238,6 +285,9 @@ def test_bad_texts_get_one_sentence(make_encoder, tmp_path, texts, pairs, words)
     ({"max_length": 1}, "at least 3 tokens"),
     ({"layers": (5,)}, "hidden states 0 to 2"),
     ({"precision": "int8"}, "choose float32"),
+    ({"max_length": "12"}, "max_length is '12'; give a whole number"),
+    ({"layers": -1}, r"layers is -1; give a list of whole numbers, such as \(-1,\)"),
+    ({"layers": (0.5,)}, r"layers is \(0.5,\); give a list of whole numbers"),
 ])  # fmt: skip
 def test_bad_encoders_get_one_sentence(make_encoder, options, words):
     with pytest.raises(ValueError, match=words):

@@ -280,10 +280,49 @@ def test_texts_and_labels_may_be_columns_of_any_kind(make_encoder, tmp_path, kin
     ("positive", "labels is one string, 'positive'"), (2, "labels is 2; give a list"),
     ({"type": ("a", "b")}, "task 'type' cannot name a table of parameters .* rename it"),
     ({"v1.2": ("a", "b")}, "task 'v1.2' cannot name"), ({"": ("a", "b")}, "task '' cannot name"),
+    (("a",), "task has 1 label; Y-Tuning scores a list of two or more labels and cannot do regression"),
+    (("a", None), "label 1 of task is None; each label needs a name"),
+    (("a", float("nan")), "label 1 of task is nan"), ((" ", "a"), "label 0 of task is ' '"),
 ])  # fmt: skip
 def test_labels_and_tasks_that_cannot_be_get_one_sentence(make_encoder, labels, words):
     with pytest.raises(ValueError, match=words):
         YTuningForSequenceClassification(make_encoder(), labels, width=8, heads=2)
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"num_labels": 1}, "there is no num_labels; labels=.* regression cannot be done"),
+    ({"problem_type": "regression"}, "there is no problem_type"),
+    ({"margni": 2.0}, "option 'margni' does not exist; did you mean margin"),
+    ({"tasks": {"a": ("b", "c")}}, "option 'tasks' does not exist"),
+])  # fmt: skip
+def test_options_that_do_not_exist_get_one_sentence(make_encoder, options, words):
+    with pytest.raises(ValueError, match=words):
+        YTuningForSequenceClassification(make_encoder(), ("no", "yes"), **options)
+
+
+def test_a_whole_table_is_no_column(make_encoder, tmp_path):
+    """Walking through a dict or a table gives the names of its columns, which would pass for texts."""
+    import numpy as np
+    import pandas as pd
+
+    model = YTuningForSequenceClassification(make_encoder(), ("no", "yes"), width=8, heads=2)
+    table = {"text": ["the cat", "a dog"], "label": ["no", "yes"]}
+    for given, kind in (
+        (table, "dict"),
+        (pd.DataFrame(table), "DataFrame"),
+        (np.array([["a"], ["b"]]), "ndarray"),
+    ):
+        with pytest.raises(ValueError, match=f"texts is a {kind} and no single column; give a list"):
+            model.predict(given, folder=tmp_path, quiet=True)
+    with pytest.raises(ValueError, match="labels is a ndarray and no single column"):
+        model.fit(["a", "b"], np.eye(2), folder=tmp_path, quiet=True)
+
+
+def test_more_labels_than_anybody_reported_are_no_error(make_encoder, tmp_path):
+    names = [f"label {k}" for k in range(200)]
+    model = YTuningForSequenceClassification(make_encoder(), names, width=8, heads=2)
+    model.fit(["the cat", "a dog"] * 100, names, epochs=1, folder=tmp_path, quiet=True)
+    assert model.scores(["the cat"], folder=tmp_path, quiet=True).shape == (1, 200)
 
 
 def test_a_budget_of_the_classifier_gets_one_sentence(make_encoder, tmp_path):
@@ -324,6 +363,11 @@ def test_a_head_whose_files_are_broken_gets_one_sentence(make_encoder, tmp_path)
         ValueError, match=r"not the one that its ytuning.json describes \(size mismatch.*again$"
     ):
         YTuningForSequenceClassification.from_pretrained(tmp_path, make_encoder())
+    for content, words in (("{}", "lacks apart, format, frozen, head; save"), ("[1]", "lacks apart"),
+                           (described.replace('"margin"', '"margni"'), "option 'margni' does not exist")):  # fmt: skip
+        (tmp_path / "ytuning.json").write_text(content)
+        with pytest.raises(ValueError, match=words):
+            YTuningForSequenceClassification.from_pretrained(tmp_path, make_encoder())
     (tmp_path / "ytuning.json").write_text(described)
     (tmp_path / "ytuning.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"ytuning.safetensors of .* is broken"):
@@ -337,8 +381,11 @@ def test_a_model_without_its_tokenizer_is_refused(tmp_path, tokenizer):
     hf.BertModel(
         hf.BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     ).save_pretrained(tmp_path)  # fmt: skip
-    with pytest.raises(ValueError, match=r"holds a model but no tokenizer .* save its tokenizer"):
-        YTuningForSequenceClassification(str(tmp_path), ("no", "yes"), width=8, heads=2)
+    for use in (lambda: YTuningForSequenceClassification(str(tmp_path), ("no", "yes"), width=8, heads=2),
+                lambda: extract(FrozenEncoder(str(tmp_path), max_length=12), ["the cat"], folder=tmp_path / "f"),
+                lambda: methods.inputs("fine-tuning", FrozenEncoder(str(tmp_path), max_length=12), SPLIT)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"holds a model but no tokenizer .* save its tokenizer"):
+            use()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     model = YTuningForSequenceClassification(tmp_path, ("no", "yes"), width=8, heads=2)  # a Path will do
     assert model.predict(["the cat"], folder=tmp_path / "f", quiet=True)[0] in ("no", "yes")
@@ -484,6 +531,50 @@ def test_other_families_work_from_a_folder(tmp_path, tokenizer, kind):
             tmp_path / "head", str(tmp_path / "elsewhere")
         )
         torch.testing.assert_close(back.scores(["a dog"], folder=tmp_path / "g", quiet=True), before)
+
+
+SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+         "pad_token_id": 1}  # fmt: skip
+SEQ2SEQ = {"vocab_size": 32, "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
+           "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "pad_token_id": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "options", "most"), [
+    ("bert", SIZES, 24),
+    ("deberta-v2", SIZES | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}, 24),
+    ("roberta", SIZES, 22),
+    ("roberta", SIZES | {"pad_token_id": 0}, 23),
+    ("mpnet", SIZES, 22),
+    ("mpnet", SIZES | {"pad_token_id": 0}, 22),
+    ("longformer", SIZES | {"attention_window": 4}, 22),
+    ("bart", SEQ2SEQ, 24),
+    ("led", SEQ2SEQ | {"attention_window": 4, "max_encoder_position_embeddings": 24}, 24),
+])  # fmt: skip
+def test_the_longest_text_that_is_accepted_goes_through_the_model(tokenizer, tmp_path, family, options, most):
+    """24 rows of positions: RoBERTa, MPNet and Longformer count tokens from behind their padding's number."""
+    import transformers as hf
+
+    torch.manual_seed(0)
+    rows = {} if family == "led" else {"max_position_embeddings": 24}
+    hf.AutoModel.from_config(hf.AutoConfig.for_model(family, **options, **rows)).save_pretrained(
+        tmp_path / "m"
+    )
+    tokenizer.save(str(tmp_path / "m" / "tokenizer.json"))
+    encoder = FrozenEncoder(str(tmp_path / "m"), most, device="cpu")
+    with pytest.warns(UserWarning, match=f"1 of 2 texts were longer than {most} tokens and were cut"):
+        found = extract(encoder, ["the cat sat on the mat " * 8, "a dog"], number="float32", folder=tmp_path)
+    assert found.lengths().tolist() == [most, 4]
+    with pytest.raises(ValueError, match=f"takes at most {most} tokens"):
+        FrozenEncoder(str(tmp_path / "m"), most + 1, device="cpu")
+    # one more than what is accepted is more than the model has
+    with pytest.raises((IndexError, RuntimeError)):
+        encoder(torch.full((1, most + 1), 4), torch.zeros(1, most + 1, dtype=torch.bool))
+
+
+def test_tuned_methods_say_what_was_cut_too(make_encoder):
+    split = data.Split(["the cat " * 20, "a b"], [0, 1], ("no", "yes"))
+    with pytest.warns(UserWarning, match="1 of 2 texts were longer than 12 tokens and were cut"):
+        methods.inputs("fine-tuning", make_encoder(), split)
 
 
 def test_deberta_is_read_as_it_is_published(tmp_path):

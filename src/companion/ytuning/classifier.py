@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,14 +33,38 @@ FORMAT = 1
 def listed(texts: Sequence[str], what: str = "texts") -> list:
     """`texts` (a list, an array, a column of a table) as a list.
 
-    Raises ValueError for one string, whose letters would pass for texts, and for what is no list at all.
+    Raises ValueError for one string, whose letters would pass for texts, for a dict or a whole table, whose column names
+    would, and for what is no list at all.
     """
     if isinstance(texts, str):
         raise ValueError(f"{what} is one string, {texts[:40]!r}; give a list of them, even for one")
+    if isinstance(texts, Mapping) or getattr(texts, "ndim", 1) != 1:
+        raise ValueError(
+            f"{what} is a {type(texts).__name__} and no single column; give a list, such as one column of it"
+        )
     try:
         return list(texts.tolist() if hasattr(texts, "tolist") else texts)
     except TypeError:
         raise ValueError(f"{what} is {texts!r}; give a list") from None
+
+
+def check_names(names: Sequence[str], task: str) -> None:
+    """Raises ValueError for a label without a name: a missing value of a table would become the label "nan"."""
+    for k, name in enumerate(names):
+        missing = name is None or (isinstance(name, float) and math.isnan(name))
+        if missing or not str(name).strip():
+            raise ValueError(f"label {k} of {task} is {name!r}; each label needs a name")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for an option that `YTuningConfig` does not have."""
+    known = {field.name for field in fields(YTuningConfig)} - {"tasks"}
+    for name in options:
+        if name in ("num_labels", "problem_type"):
+            raise ValueError(f"there is no {name}; labels=('no', 'yes') lists the labels of a classification by their names, and "
+                             "regression cannot be done")  # fmt: skip
+        if name not in known:
+            raise ValueError(f"option {name!r} does not exist; did you mean {nearest(name, sorted(known))}?")
 
 
 def check_tasks(tasks: Mapping[str, Sequence[str]]) -> None:
@@ -49,18 +74,6 @@ def check_tasks(tasks: Mapping[str, Sequence[str]]) -> None:
         if not task or "." in task or hasattr(taken, task):
             raise ValueError(f"task {task!r} cannot name a table of parameters (it is empty, has a dot, or is a word that "
                              "torch keeps for itself, such as type, train or items); rename it")  # fmt: skip
-
-
-def check_tokenizer(encoder: FrozenEncoder) -> None:
-    """Raises ValueError for a folder with a model and no tokenizer: transformers would read every word as unknown."""
-    if encoder._given:
-        return
-    names = {path.name for path in encoder.folder.iterdir()}
-    if not names & {"tokenizer.json", "vocab.txt", "vocab.json"} and not any(
-        n.endswith(".model") for n in names
-    ):
-        raise ValueError(f"{encoder.name} holds a model but no tokenizer (tokenizer.json, vocab.txt, vocab.json or a .model "
-                         "file); save its tokenizer into the same folder")  # fmt: skip
 
 
 def held_out(count: int, share: float, seed: int, what: str = "") -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,8 +124,11 @@ class YTuningForSequenceClassification(nn.Module):
         tasks = labels if isinstance(labels, Mapping) else {"task": labels}
         tasks = {task: listed(names, "labels") for task, names in tasks.items()}
         check_tasks(tasks)
+        for task, names in tasks.items():
+            check_names(names, task)
+        check_options(options)
         encoder = encoder if isinstance(encoder, FrozenEncoder) else FrozenEncoder(str(encoder))
-        check_tokenizer(encoder)
+        store.check_tokenizer(encoder)
         # in a list: the frozen model is no part of this module's parameters or state
         self._frozen, self.apart, self.seed = [encoder], apart, seed
         if apart:
@@ -260,6 +276,7 @@ class YTuningForSequenceClassification(nn.Module):
 
     def add_label(self, label: str, task: str | None = None) -> None:
         """Append a label. Cached features stay valid; only the head has to go on training."""
+        check_names([label], "what is added")
         check_labels((*self.labels(task), label), self.head.pick(task))
         with self._seeded(len(self.labels(task))):
             self.head.add_label(self.head.pick(task), label)
@@ -297,10 +314,12 @@ class YTuningForSequenceClassification(nn.Module):
             raise ValueError(
                 f"ytuning.json of {folder.name} cannot be read ({error}); save the head again"
             ) from None
-        if content.get("format") != FORMAT:
+        if lost := {"format", "head", "apart", "frozen"} - set(content if isinstance(content, dict) else ()):
             raise ValueError(
-                f"{folder.name} has format {content.get('format')!r}; this version reads {FORMAT}"
+                f"ytuning.json of {folder.name} lacks {', '.join(sorted(lost))}; save the head again"
             )
+        if content["format"] != FORMAT:
+            raise ValueError(f"{folder.name} has format {content['format']!r}; this version reads {FORMAT}")
         frozen = content["frozen"]
         if not isinstance(encoder, FrozenEncoder):
             encoder = FrozenEncoder(encoder or frozen["name"], frozen["max_length"], frozen["layers"],

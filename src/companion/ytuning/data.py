@@ -7,6 +7,7 @@ writes the reduced scale's tasks; they are ours, and each is made for one questi
 from __future__ import annotations
 
 import csv
+import io
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,6 +32,10 @@ class Split:
         if not len(self.texts) == len(self.target) == len(self.pairs or self.texts):
             raise ValueError(f"{len(self.texts)} texts, {len(self.target)} labels, {len(self.pairs or [])} second texts; "
                              "the numbers must agree")  # fmt: skip
+        for k, label in enumerate(self.target):
+            if label not in range(len(self.labels)):
+                raise ValueError(f"example {k} has label number {label}; {len(self.labels)} labels have numbers 0 to "
+                                 f"{len(self.labels) - 1}")  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -72,24 +77,45 @@ GLUE = {
 LABEL_COLUMNS = {"cola": "1", "mrpc": "Quality", "qqp": "is_duplicate", "mnli": "gold_label"}
 
 
-def glue_task(task: str) -> Task:
-    """The task. Raises ValueError for regression tasks and unknown names."""
-    if task.lower() in ("stsb", "sts-b"):
+def glue_name(task: str) -> str:
+    """The task's name in `GLUE`, from any of its usual spellings: SST-2, sst-2, SST_2 and sst2 are one task.
+
+    Raises ValueError for regression tasks and unknown names.
+    """
+    name = str(task).lower().replace("-", "").replace("_", "")
+    if name == "stsb":
         raise ValueError("STS-B is regression; Y-Tuning scores a finite list of labels and cannot do it")
-    if task not in GLUE:
-        raise ValueError(f"GLUE task {task!r} does not exist; did you mean {nearest(task, GLUE)}?")
-    return GLUE[task]
+    if name not in GLUE:
+        raise ValueError(f"GLUE task {task!r} is not known; did you mean {nearest(name, GLUE)}?")
+    return name
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """The rows of a TSV file. Raises ValueError for a file that is not UTF-8, or no table."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
+        raise ValueError(f"{path.name} of {path.parent.name} is not UTF-8 (byte 0x{byte:02x} in line {line}); GLUE's files are: "
+                         "save it as UTF-8, or fetch it again") from None  # fmt: skip
+    try:
+        # GLUE's files are not quoted; a lone quotation mark is text
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [row for row in lines if row]
+    except csv.Error as error:
+        raise ValueError(
+            f"{path.name} of {path.parent.name} is no table with tabs ({error}); fetch it again"
+        ) from None
 
 
 def read_tsv(path: Path, task: str) -> Split:
-    """One split in GLUE's own TSV format. Raises ValueError for a missing column, a broken row or an unknown label.
+    """One split in GLUE's own TSV format. Raises ValueError for a file that is no UTF-8, a missing column, a broken row
+    or an unknown label.
 
     In GLUE's own file of QQP some questions hold line breaks or tabs; these rows are left out, counted and said.
     """
-    spec = glue_task(task)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        # GLUE's files are not quoted; a lone quotation mark is text
-        rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
+    task = glue_name(task)
+    spec, rows = GLUE[task], _rows(path)
     if not rows:
         raise ValueError(f"{path.name} of {task} is empty; fetch it again")
     head = [str(k) for k in range(len(rows[0]))] if task == "cola" else rows.pop(0)
@@ -125,11 +151,13 @@ def read_tsv(path: Path, task: str) -> Split:
 
 
 def read(task: str, split: str = "train") -> Split:
-    """`train` or `dev` of a GLUE task: local TSV files where they are, else the hub's `nyu-mll/glue`.
+    """`train` or `dev` of a GLUE task, in any usual spelling of its name: local TSV files where they are, else the hub's
+    `nyu-mll/glue`.
 
     Raises DataMissing where neither can be had.
     """
-    spec = glue_task(task)
+    task = glue_name(task)
+    spec = GLUE[task]
     if split not in ("train", "dev"):
         raise ValueError(f"split is {split!r}; GLUE's labelled splits are train and dev")
     try:

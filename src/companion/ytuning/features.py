@@ -126,6 +126,17 @@ def _split(inputs: list, paired: bool) -> tuple[list[str], list[str] | None]:
     return ([a for a, _ in inputs], [b for _, b in inputs]) if paired else (inputs, None)
 
 
+def check_tokenizer(encoder: FrozenEncoder) -> None:
+    """Raises ValueError for a folder with a model and no tokenizer: transformers would read every word as unknown."""
+    if encoder._given:
+        return
+    names = [path.name for path in encoder.folder.iterdir()]
+    known = {"tokenizer.json", "vocab.txt", "vocab.json"} & set(names)
+    if not known and not any(name.endswith(".model") for name in names):
+        raise ValueError(f"{encoder.name} holds a model but no tokenizer (tokenizer.json, vocab.txt, vocab.json or a .model "
+                         "file); save its tokenizer into the same folder")  # fmt: skip
+
+
 def default_folder() -> Path:
     """Where entries live: `features` in the companion's cache (`$COMPANION_CACHE`, else the system's)."""
     return datasets.cache() / "ytuning-features"
@@ -166,12 +177,13 @@ def extract(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] |
         first, second = extract(encoder, texts, **keep), extract(encoder, pairs, **keep)
         return Features(first.values, first.starts, first.segments, first.rows,
                         first.truncated + second.truncated, first.folder, second)  # fmt: skip
+    check_tokenizer(encoder)
     given = list(zip(texts, pairs, strict=True)) if pairs is not None else list(texts)
     base = Path(folder) if folder else default_folder()
     entry, inputs = entry_folder(encoder, texts, pairs, number, base)
     base.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{entry}.lock"):
-        if not (entry / "complete").is_file():
+        if not _whole(entry):
             _compute(entry, encoder, *_split(inputs, pairs is not None), number, batch_tokens, quiet)
     where = {text: k for k, text in enumerate(inputs)}
     found = open_entry(entry, encoder)
@@ -180,6 +192,20 @@ def extract(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] |
         warnings.warn(f"{found.truncated} of {len(inputs)} texts were longer than {encoder.max_length} tokens and "
                       "were cut", stacklevel=2)  # fmt: skip
     return Features(found.values, found.starts, found.segments, rows, found.truncated, entry)
+
+
+def _whole(entry: Path) -> bool:
+    """Whether an entry is finished and has all of its files whole: lost or cut values would be read as zeros."""
+    if not (entry / "complete").is_file():
+        return False
+    try:
+        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        size = meta["tokens"] * meta["width"] * FORMATS[meta["number"]].itemsize
+        starts, segments = (np.load(entry / f"{name}.npy", mmap_mode="r") for name in ("starts", "segments"))
+        found = (entry / "values.bin").stat().st_size, starts[-1], len(segments)
+    except (OSError, ValueError, LookupError, EOFError):
+        return False
+    return found == (size, meta["tokens"], meta["tokens"])
 
 
 def _compute(entry: Path, encoder: FrozenEncoder, texts: list[str], pairs: list[str] | None, number: str,
@@ -203,7 +229,8 @@ def _compute(entry: Path, encoder: FrozenEncoder, texts: list[str], pairs: list[
     _atomic(entry / "segments.npy", np.concatenate([np.array(s, np.uint8) for s in tokens.segments]))
     records.write_json(entry / "meta.json", meta)
     if have != size:
-        (entry / "done.json").unlink(missing_ok=True)
+        for mark in ("done.json", "complete"):
+            (entry / mark).unlink(missing_ok=True)
         _reserve(values, size)
     out = _map(values, size, encoder.width, kind)
     # longest first: memory trouble shows at once, and a batch pads little
@@ -218,7 +245,10 @@ def _compute(entry: Path, encoder: FrozenEncoder, texts: list[str], pairs: list[
         part = order[done : done + max(1, batch_tokens // longest)]
         H = encoder(*encoder.pad(tokens, part)).to(kind).cpu()
         for h, k in zip(H, part, strict=True):
-            out[starts[k] : starts[k + 1]] = h[: lengths[k]]
+            own = out[starts[k] : starts[k + 1]] = h[: lengths[k]]
+            if not own.isfinite().all():
+                raise ValueError(f"the features of text {texts[k][:40]!r} do not fit into {number} (or are no numbers); "
+                                 "store them as bfloat16 or float32")  # fmt: skip
         done += len(part)
         since += len(part)
         bar.update(len(part))
@@ -279,7 +309,7 @@ def open_entry(entry: Path | str, encoder: FrozenEncoder | None = None) -> Featu
     Raises ValueError when it is unfinished, or was made by another model than `encoder`.
     """
     entry = Path(entry)
-    if not (entry / "complete").is_file():
+    if not _whole(entry):
         raise ValueError(f"{entry.name} is not a finished feature cache; run extract on the same texts again")
     meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
     if encoder is not None and json.loads(json.dumps(list(encoder.key))) != meta["key"]:

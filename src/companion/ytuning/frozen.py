@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 DEPTH = ("encoder_layers", "num_hidden_layers", "num_layers", "n_layers")
 HEADS = ("encoder_attention_heads", "num_attention_heads", "num_heads", "n_heads")
 WIDTH = ("d_model", "hidden_size", "dim", "emb_dim")
+POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings")
+# families that number the tokens from their padding's number + 1 on, in a table that has no rows to spare for it
+OFFSET = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "ibert", "data2vec-text",
+          "mpnet", "longformer", "luke", "markuplm", "esm")  # fmt: skip
 KEPT = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 
@@ -68,15 +73,22 @@ def _sha256(path: Path) -> str:
 
 
 def check_texts(texts: Sequence[str], pairs: Sequence[str] | None = None) -> None:
-    """Raises ValueError for no texts, an empty text (with its number), or pairs that do not match."""
+    """Raises ValueError for no texts, pairs that do not match, and, with its number, what is no text or an empty one."""
     if not len(texts):
         raise ValueError("there are no texts; give at least one")
     if pairs is not None and len(pairs) != len(texts):
         raise ValueError(f"{len(texts)} texts come with {len(pairs)} second texts; give one for each")
     for what, given in (("text", texts), ("second text", pairs or ())):
         for k, text in enumerate(given):
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str):
+                raise ValueError(f"{what} {k} is {text!r}, which is no string; give strings")
+            if not text.strip():
                 raise ValueError(f"{what} {k} is {text!r}; each needs at least one visible character")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{what} {k} holds {text[error.start]!r}, half a character; read its file with the right "
+                                 "encoding") from None  # fmt: skip
 
 
 class FrozenEncoder:
@@ -94,6 +106,11 @@ class FrozenEncoder:
     def __init__(self, name: str = "minilm", max_length: int = 128, layers: Sequence[int] = (-1,),
                  device: str | None = None, precision: str = "float32", module: nn.Module | None = None,
                  tokenizer: Any = None) -> None:  # fmt: skip
+        if not isinstance(max_length, Integral):
+            raise ValueError(f"max_length is {max_length!r}; give a whole number")
+        layers = tuple(layers) if isinstance(layers, Iterable) else layers
+        if not isinstance(layers, tuple) or not all(isinstance(k, Integral) for k in layers):
+            raise ValueError(f"layers is {layers!r}; give a list of whole numbers, such as (-1,)")
         if max_length < 3:
             raise ValueError(f"max_length is {max_length}; a text with its marks takes at least 3 tokens")
         if precision not in ("float32", "bfloat16", "float16"):
@@ -104,8 +121,8 @@ class FrozenEncoder:
             )
         self.name, self.max_length, self.layers, self.precision = (
             str(name),
-            max_length,
-            tuple(layers),
+            int(max_length),
+            tuple(map(int, layers)),
             precision,
         )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -183,9 +200,17 @@ class FrozenEncoder:
 
     @property
     def positions(self) -> int:
-        """Most tokens that the model takes, 0 where it has no limit (RoBERTa's first two places are reserved)."""
-        most = int(self.config.get("max_position_embeddings") or 0)
-        return most - 2 if self.config.get("model_type") in ("roberta", "xlm-roberta", "camembert") else most
+        """Most tokens that the model takes, 0 where it has no limit.
+
+        RoBERTa and its kin (`OFFSET`) cannot use the first rows of their position table: 2 of them, as a rule.
+        """
+        most, kind = self._size(POSITIONS), self.config.get("model_type")
+        if not most or kind not in OFFSET:
+            return most
+        padding = self.config.get("pad_token_id")
+        if padding is None or kind == "mpnet":  # MPNet's code says 1, whatever its config has
+            padding = 1
+        return most - padding - 1
 
     @cached_property
     def fingerprint(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from companion.tables import nearest
 from companion.ytuning import baselines
 from companion.ytuning.data import Split
-from companion.ytuning.features import Features, extract
+from companion.ytuning.features import Features, check_tokenizer, extract
 from companion.ytuning.frozen import FrozenEncoder
 from companion.ytuning.model import YTuning, YTuningConfig
 from companion.ytuning.protocol import Labelled, TokenSource
@@ -35,7 +36,12 @@ def inputs(method: str, encoder: FrozenEncoder, split: Split, apart: bool = Fals
     With `cache_gb`, features go into pieces of the cache, and are not stored at all where they would take more.
     """
     if check(method) in baselines.TUNED:
-        source = TokenSource(encoder, encoder.tokenize(split.texts, split.pairs))
+        check_tokenizer(encoder)
+        tokens = encoder.tokenize(split.texts, split.pairs)
+        source = TokenSource(encoder, tokens)
+        if tokens.truncated:
+            warnings.warn(f"{tokens.truncated} of {len(split)} texts were longer than {encoder.max_length} tokens and were cut",
+                          stacklevel=2)  # fmt: skip
     elif cache_gb:
         from companion.ytuning import streaming
 
