@@ -118,6 +118,26 @@ def test_coral_distance_against_numpy():
     )
     with pytest.raises(ValueError, match="CORAL aligns pairs"):
         coral.objective([same])
+    x, y = same
+    with pytest.raises(
+        ValueError, match="CORAL compares covariances; every domain's batch needs at least 2 examples, got 1"
+    ):
+        coral.update([same, (x[:1], y[:1])])
+
+
+@pytest.mark.parametrize("method", [baselines.Coral, baselines.Mixup])
+def test_a_loss_of_ones_own_is_refused_where_it_would_be_ignored(method):
+    with pytest.raises(
+        ValueError, match=f"{method.__name__} has its own form of cross-entropy and takes no objective"
+    ):
+        method(*net(), sgd, objective=lambda network, batches: network(batches[0][0]).mean())
+
+
+@pytest.mark.parametrize("method", [Erm, baselines.Coral, baselines.Mixup, baselines.Sam])
+def test_an_update_without_a_batch_is_refused(method):
+    algorithm = method(*net(), sgd)
+    with pytest.raises(ValueError, match="no batch was given; an update takes a list with one"):
+        algorithm.update([])
 
 
 def test_mixup_by_hand(monkeypatch):

@@ -64,6 +64,204 @@ def test_golden_trajectory(golden, optimizer):
             )
 
 
+class Convolutions(nn.Module):
+    """Convolutions with BatchNorm, and a parameter that no loss reaches."""
+
+    def __init__(self, layers=2):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(*(
+            part for k in range(layers)
+            for part in (nn.Conv2d(3 if k == 0 else 8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())))  # fmt: skip
+        self.idle = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.body(x).mean((2, 3))
+
+
+def images(k):
+    g = torch.Generator().manual_seed(k)
+    return [(torch.randn(4, 3, 6, 6, generator=g), torch.randint(0, 3, (4,), generator=g)) for _ in range(2)]
+
+
+def one_by_one(network, expert, anchor, optimizer, config, batches):
+    """The update (1) to (6) written out for one tensor after the other."""
+
+    def length(tensors):
+        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))
+
+    def ratio(n, r):
+        return config.lam * n / r if r > 0 else torch.zeros_like(r)
+
+    optimizer.zero_grad(set_to_none=True)
+    x, y = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    nn.functional.cross_entropy(network(x), y).backward()
+    with torch.no_grad():
+        theirs = dict(anchor.named_parameters())
+        pulled = {name: p for name, p in network.named_parameters()
+                  if p.requires_grad and (config.scope == "all" or name.startswith("featurizer"))}  # fmt: skip
+        gaps = {name: p - theirs[name] for name, p in pulled.items()}
+        everything = length([p.grad for p in network.parameters() if p.grad is not None])
+        factors = {}
+        for name, p in pulled.items():
+            if config.norm == "global":
+                factors[name] = ratio(everything, length(gaps.values()))
+            elif config.norm == "tensor":
+                size = length([p.grad]) if p.grad is not None else torch.zeros(())
+                factors[name] = ratio(size, torch.linalg.vector_norm(gaps[name]))
+            else:
+                factors[name] = config.lam
+        for name, p in pulled.items():
+            if p.grad is None:
+                p.grad = gaps[name] * factors[name]
+            else:
+                p.grad.add_(gaps[name] * factors[name])
+                if config.halve:
+                    p.grad.mul_(0.5)
+        optimizer.step()
+        for p, q in zip(network.parameters(), expert.parameters(), strict=True):
+            q.mul_(config.decay).add_(p, alpha=1 - config.decay)
+        for mine, other in zip(expert.buffers(), network.buffers(), strict=True):
+            mine.copy_(other)
+
+
+def momentum(groups):
+    return torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", [momentum, lambda g: torch.optim.Adam(g, lr=1e-2), adam(1e-2)],
+                         ids=["sgd", "adam", "fused"])  # fmt: skip
+@pytest.mark.parametrize("switches", [{}, {"norm": "tensor"}, {"norm": "none", "halve": False},
+                                      {"scope": "all", "anchor": "start"}], ids=str)  # fmt: skip
+def test_the_update_of_whole_lists_is_bit_by_bit_that_of_single_tensors(optimizer, switches):
+    config = GesturConfig(lam=0.3, decay=0.9, **switches)
+    gestur = Gestur(Convolutions(), nn.Linear(8, 3), optimizer, config)
+    network = copy.deepcopy(gestur.network)
+    start, expert = copy.deepcopy(network), copy.deepcopy(gestur.expert)
+    parts = {"featurizer": network.featurizer, "head": network.head}
+    plain = optimizer([{"name": name, "params": list(part.parameters())} for name, part in parts.items()])
+    for k in range(7):
+        # between two steps a layer is frozen, and later trained again; buffers move by hand
+        for one in (network, gestur.network):
+            one.featurizer.body[0].requires_grad_(k not in (3, 4))
+            one.featurizer.body[1].running_mean.add_(0.01 * k)
+        anchor = start if config.anchor == "start" else expert
+        one_by_one(network, expert, anchor, plain, config, images(k))
+        gestur.update(images(k))
+        for ours, wanted in ((gestur.network, network), (gestur.expert, expert)):
+            assert all(torch.equal(v, wanted.state_dict()[key]) for key, v in ours.state_dict().items())
+    assert not same(gestur.network, gestur.expert)
+
+
+def test_the_number_of_operations_does_not_grow_with_the_number_of_tensors():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is not torch.ops.aten.detach.default:  # a view, which computes nothing
+                self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    found = []
+    for layers in (2, 20):
+        gestur = Gestur(Convolutions(layers), nn.Linear(8, 3), sgd, GesturConfig(lam=0.3, decay=0.9))
+        gestur.update(images(0))
+        gestur.optimizer.zero_grad()
+        gestur.objective(images(1)).backward()
+        gestur.network.featurizer.idle.grad = torch.zeros(3)
+        with Count() as count:
+            gestur.before_step()
+            gestur.after_step()
+        found.append(count.names)
+    assert found[0] == found[1]
+    assert len(found[0]) < 30
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # torch's own copy of quantised tensors
+def test_weights_of_other_types_are_kept_and_frozen_ones_are_not_rounded():
+    """A quantised backbone's integers and scales next to a trained layer; a second trained layer in float64."""
+
+    class Stored(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.levels = nn.Parameter(torch.randint(0, 255, (5, 4), dtype=torch.uint8), requires_grad=False)
+            self.scale = nn.Parameter(torch.rand(5, 4).half(), requires_grad=False)
+            self.eight = nn.Parameter(torch.ones(4).to(torch.float8_e4m3fn), requires_grad=False)
+            self.fixed = nn.Parameter(torch.rand(4), requires_grad=False)
+            quantised = torch.quantize_per_tensor(torch.rand(4), 0.1, 0, torch.qint8)
+            self.register_buffer("quantised", quantised)
+            self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+            self.trained, self.precise = nn.Linear(4, 4), nn.Linear(4, 4, dtype=torch.float64)
+
+        def forward(self, x):
+            self.seen += 1
+            weight = self.levels.float() / 255 * self.scale.float()
+            hidden = self.trained(x @ weight + self.fixed + self.eight.float() + self.quantised.dequantize())
+            return self.precise(hidden.double()).float()
+
+    torch.manual_seed(0)
+    for method in (Gestur, Ema):
+        algorithm = method(Stored(), nn.Linear(4, 3), lambda g: torch.optim.Adam(g, lr=1e-2))
+        before = {k: v.clone() for k, v in algorithm.network.featurizer.state_dict().items()}
+        for k in range(30):
+            algorithm.update(batches(k))
+        ours, average = algorithm.network.featurizer, algorithm.predictor.featurizer
+        assert int(average.seen) == 30
+        for name in ("levels", "eight", "quantised", *(("scale", "fixed") if method is Gestur else ())):
+            found = getattr(average, name)
+            assert found.dtype == before[name].dtype
+            assert torch.equal(found.float() if not found.is_quantized else found.int_repr(),
+                               before[name].float() if not found.is_quantized else before[name].int_repr())  # fmt: skip
+        for layer in ("trained", "precise"):
+            old, new, mean = (
+                before[f"{layer}.weight"],
+                getattr(ours, layer).weight.detach(),
+                getattr(average, layer).weight,
+            )
+            assert 0 < float((mean - old).norm()) < float((new - old).norm())
+
+
+def test_a_weight_unfrozen_later_is_averaged_from_then_on_and_one_frozen_later_still():
+    featurizer, head = net()
+    featurizer[0].requires_grad_(False)
+    gestur = Gestur(featurizer, head, sgd, GesturConfig(lam=0.2, decay=0.9))
+    late = gestur.network.featurizer[0].weight
+    gestur.update(batches(0))
+    assert torch.equal(late, gestur.expert.featurizer[0].weight)
+    featurizer[0].requires_grad_(True)
+    gestur.optimizer.add_param_group({"params": list(featurizer[0].parameters())})
+    start = late.detach().clone()
+    gestur.update(batches(1))
+    assert torch.allclose(gestur.expert.featurizer[0].weight, 0.9 * start + 0.1 * late, atol=1e-7)
+    assert not torch.equal(start, late)
+    before = gestur.expert.featurizer[0].weight.clone()
+    featurizer[0].requires_grad_(False)
+    state = copy.deepcopy(gestur.state_dict())
+    gestur.update(batches(2))
+    assert torch.allclose(gestur.expert.featurizer[0].weight, 0.9 * before + 0.1 * late, atol=1e-7)
+    featurizer, head = net(seed=9)
+    featurizer[0].requires_grad_(False)
+    resumed = Gestur(featurizer, head, sgd, GesturConfig(lam=0.2, decay=0.9))
+    resumed.optimizer.add_param_group({"params": list(featurizer[0].parameters())})
+    resumed.load_state_dict(state)
+    resumed.update(batches(2))
+    assert same(resumed, gestur)
+
+
+def test_a_copy_of_a_training_goes_on_by_itself():
+    one = Gestur(*net(), adam(1e-2), GesturConfig(lam=0.2, decay=0.9))
+    one.update(batches(0))
+    two, before = copy.deepcopy(one), [p.clone() for p in one.parameters()]
+    two.update(batches(1))
+    assert all(torch.equal(p, q) for p, q in zip(before, one.parameters(), strict=True))
+    one.update(batches(1))
+    assert same(one, two)
+
+
 def net(seed=0, dtype=torch.float32):
     torch.manual_seed(seed)
     featurizer = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4)).to(dtype)
@@ -79,6 +277,14 @@ def batches(k, dtype=torch.float32):
 
 def sgd(groups):
     return torch.optim.SGD(groups, lr=0.1)
+
+
+def accelerator(**options):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    return Accelerator(cpu=True, **options)
 
 
 def same(a, b, tolerance=0.0):
@@ -235,10 +441,23 @@ def test_batch_norm_statistics_never_move():
     assert gestur.network.featurizer[1].weight.grad.abs().sum() > 0  # its affine part is trained
 
 
-def test_a_resumed_run_is_the_same_run():
+def amsgrad(groups):
+    return torch.optim.Adam(groups, lr=1e-2, amsgrad=True)
+
+
+@pytest.mark.parametrize("accelerated", [False, True], ids=["plain", "accelerate"])
+@pytest.mark.parametrize("optimizer", [sgd, adam(1e-2), amsgrad], ids=["sgd", "fused", "adam"])
+def test_a_resumed_run_is_the_same_run(optimizer, accelerated):
+    """With accelerate in float32, the scaler of float16 is off."""
     config = GesturConfig(lam=0.2, decay=0.9)
+
+    def made(seed):
+        return Gestur(
+            *net(seed), optimizer, config, dropout=0.5, accelerator=accelerator() if accelerated else None
+        )
+
+    one = made(0)
     torch.manual_seed(5)
-    one = Gestur(*net(), adam(1e-2), config, dropout=0.5)
     for k in range(3):
         one.update(batches(k))
     torch.save(one.state_dict(), file := io.BytesIO())
@@ -246,7 +465,7 @@ def test_a_resumed_run_is_the_same_run():
     state = torch.load(file, weights_only=True)
     for k in range(3, 6):
         one.update(batches(k))
-    two = Gestur(*net(seed=9), adam(1e-2), config, dropout=0.5)
+    two = made(9)
     torch.manual_seed(77)
     two.load_state_dict(state)
     for k in range(3, 6):
@@ -420,6 +639,9 @@ def test_bad_input_is_one_sentence():
         Gestur(featurizer, 3)
     with pytest.raises(ValueError, match=r"lam is -1; it scales a gradient"):
         GesturConfig(lam=-1)
+    for lam in (math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"lam is {lam}; it scales a gradient and is a finite number"):
+            GesturConfig(lam=lam)
     with pytest.raises(ValueError, match=r"decay is 1\.5"):
         GesturConfig(decay=1.5)
     with pytest.raises(ValueError, match="norm is 'layer'; choose global, tensor, none"):
@@ -432,5 +654,9 @@ def test_bad_input_is_one_sentence():
     sharded = SimpleNamespace(distributed_type="FSDP", num_processes=2)
     with pytest.raises(ValueError, match="accelerate runs as FSDP, which cuts the weights up"):
         Gestur(featurizer, head, accelerator=sharded)
+    with pytest.raises(
+        ValueError, match=r"gradient_accumulation_steps is 4; one update is one step .* must be 1"
+    ):
+        Gestur(featurizer, head, accelerator=accelerator(gradient_accumulation_steps=4))
     with pytest.raises(ValueError, match="nothing can be trained"):
         Gestur(featurizer.requires_grad_(False), head.requires_grad_(False))

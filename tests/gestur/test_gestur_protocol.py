@@ -165,6 +165,13 @@ def test_a_training_stopped_between_evaluations_goes_on_to_the_same_numbers(tmp_
         assert torch.equal(p, q)
 
 
+def test_a_target_is_a_number_or_a_name_alone_or_in_a_list():
+    domains = [toy(n, seed=k) for k, n in enumerate("abc")]
+    for target in (2, "c", [2], ("c",), np.int64(2), np.array([2])):
+        found = protocol.train(algorithm(), domains, target, ProtocolConfig(steps=1, batch=4))
+        assert (found.target, found.sources) == (("c",), ("a", "b"))
+
+
 def test_bad_domains_are_one_sentence():
     a, b, c = (toy(n) for n in "abc")
     with pytest.raises(
@@ -176,6 +183,25 @@ def test_bad_domains_are_one_sentence():
         protocol.train(algorithm(), [a, lacks, c], [2], ProtocolConfig(steps=1))
     with pytest.raises(ValueError, match="target 5 does not exist; domains are numbered 0 to 2"):
         protocol.train(algorithm(), [a, b, c], [5], ProtocolConfig(steps=1))
+    small = Domain("small", b.images[:4], b.labels[:4])
+    wanted = r"domain small has 4 images, of which a holdout of 0\.2 keeps none for validation; at least 5 are needed"
+    with pytest.raises(ValueError, match=wanted):
+        protocol.train(algorithm(), [a, small, c], [2], ProtocolConfig(steps=1))
+    for bad, wanted in (
+        ([], "no target domain is given; leave out at least one of a, b, c"),
+        ("d", "target 'd' is not a domain; choose a, b, c, or their numbers"),
+        (None, "target None is not a domain; choose a, b, c"),
+        ([1.5], r"target 1\.5 is not a domain; choose a, b, c"),
+        (-1, "target -1 does not exist; domains are numbered 0 to 2"),
+        ([2, "c"], "target c is there twice; name every target once"),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            protocol.train(algorithm(), [a, b, c], bad, ProtocolConfig(steps=1))
+    for name, value in (("steps", 0), ("every", 0), ("batch", -1)):
+        with pytest.raises(ValueError, match=f"{name} is {value}; a training needs 1 or more"):
+            ProtocolConfig(**{name: value})
+    with pytest.raises(ValueError, match=r"holdout is 1\.0; it is a share between 0 and 1"):
+        ProtocolConfig(holdout=1.0)
     with pytest.raises(ValueError, match="domain x: 40 images but 3 labels"):
         Domain("x", a.images, a.labels[:3])
 
@@ -290,7 +316,7 @@ def test_ones_own_images_from_a_folder_to_a_result(tmp_path):
     assert 0 <= found.result()["test"] <= 100
 
 
-def test_trees_that_do_not_fit_are_one_sentence(tmp_path):
+def test_trees_that_do_not_fit_are_one_sentence(tmp_path, monkeypatch):
     tree(tmp_path / "one", ("x",), ("a",))
     with pytest.raises(ValueError, match="one has 1 domain folder; at least two domains are needed"):
         data.image_folders(tmp_path / "one")
@@ -302,6 +328,13 @@ def test_trees_that_do_not_fit_are_one_sentence(tmp_path):
     (tmp_path / "three" / "x" / "a" / "0.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"x/a/0\.jpg cannot be read as an image"):
         data.image_folders(tmp_path / "three")[0].get(torch.tensor([0]))
+    from PIL import Image
+
+    tree(tmp_path / "four", ("x", "y"), ("a",), n=1)
+    big = data.image_folders(tmp_path / "four")[1]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # 600 pixels are more than twice as many
+    with pytest.raises(ValueError, match=r"y/a/0\.jpg cannot be read as an image \(DecompressionBombError\)"):
+        big.get(torch.tensor([0]))
     with pytest.raises(ValueError, match="data set 'imagenet' does not exist; choose pacs, vlcs"):
         data.image_set("imagenet")
 

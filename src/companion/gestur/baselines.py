@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from companion.gestur.model import Batches, Erm, average_of, follow
+from companion.gestur.model import Batches, Erm, average_of, check_batches, follow
 
 
 def joined(batches: Batches) -> tuple[Tensor, Tensor]:
@@ -157,34 +157,46 @@ def coral_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Coral(Erm):
-    """ERM plus γ times the mean of `coral_distance` over pairs of source domains (Sun & Saenko 2016, DomainBed's form)."""
+    """ERM plus γ times the mean of `coral_distance` over pairs of source domains (Sun & Saenko 2016, DomainBed's form).
 
-    one_process = True
+    Its cross-entropy is taken on the features, so it refuses an `objective`; a batch has at least two examples.
+    """
+
+    one_process = own_loss = True
 
     def __init__(self, *args: Any, gamma: float = 1.0, **options: Any) -> None:
         self.__dict__["gamma"] = gamma
         super().__init__(*args, **options)
 
     def objective(self, batches: Batches) -> Tensor:
+        check_batches(batches)
+        if len(batches) < 2:
+            raise ValueError("CORAL aligns pairs of source domains; got one domain")
+        if least := [len(y) for _, y in batches if len(y) < 2]:
+            raise ValueError(
+                f"CORAL compares covariances; every domain's batch needs at least 2 examples, got {least[0]}"
+            )
         features = [self.network.featurizer(x) for x, _ in batches]
         loss = torch.stack([F.cross_entropy(self.network.head(self.network.dropout(z)), y)
                             for z, (_, y) in zip(features, batches, strict=True)]).mean()  # fmt: skip
         pairs = [(a, b) for k, a in enumerate(features) for b in features[k + 1 :]]
-        if not pairs:
-            raise ValueError("CORAL aligns pairs of source domains; got one domain")
         return loss + self.gamma * torch.stack([coral_distance(a, b) for a, b in pairs]).mean()
 
 
 class Mixup(Erm):
-    """ERM on convex mixtures of two domains' images and losses, weight Beta(α, α) (Yan et al. 2020, DomainBed's form)."""
+    """ERM on convex mixtures of two domains' images and losses, weight Beta(α, α) (Yan et al. 2020, DomainBed's form).
 
-    one_process = True
+    The mixed loss is cross-entropy; an `objective` is refused.
+    """
+
+    one_process = own_loss = True
 
     def __init__(self, *args: Any, alpha: float = 0.2, **options: Any) -> None:
         self.__dict__["alpha"] = alpha
         super().__init__(*args, **options)
 
     def objective(self, batches: Batches) -> Tensor:
+        check_batches(batches)
         order = torch.randperm(len(batches)).tolist()
         total = batches[0][0].new_zeros(())
         for k, i in enumerate(order):

@@ -184,7 +184,7 @@ class FolderDomain:
         try:
             with Image.open(self.paths[i]) as file:
                 image = file.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"{'/'.join(self.paths[i].parts[-3:])} cannot be read as an image ({type(error).__name__})"
             ) from None

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,8 +66,15 @@ class Network(nn.Module):
         return self
 
 
+def check_batches(batches: Batches) -> None:
+    """Raises ValueError where there is none."""
+    if not len(batches):
+        raise ValueError("no batch was given; an update takes a list with one (x, y) per source domain")
+
+
 def cross_entropy(network: nn.Module, batches: Batches) -> Tensor:
     """Mean cross-entropy over the batches of all source domains joined into one. Returns a scalar."""
+    check_batches(batches)
     return F.cross_entropy(network(torch.cat([x for x, _ in batches])), torch.cat([y for _, y in batches]))
 
 
@@ -79,17 +88,19 @@ class Erm(nn.Module):
         objective: `objective(network, batches)` -> scalar; cross-entropy by default, any task will do.
         dropout: on the features.
         accelerator: an `accelerate.Accelerator` for mixed precision or several processes (each holding all weights).
-            With its `gradient_accumulation_steps` at 1: one update is one step, and accelerate divides the loss by it.
+            With its `gradient_accumulation_steps` at 1: one update is one step of the optimizer.
 
     `state_dict` holds everything a training needs to go on bit by bit: the weights, the method's copies, the optimizer,
     the random state and the scale of float16's loss.
 
     Raises:
         ValueError: without a split into two modules that share no parameter, with nothing to train, with weights in
-            half precision, or with an accelerator that cuts the weights up.
+            half precision, with an accelerator that cuts the weights up or accumulates gradients, or with an objective
+            for a method whose loss is its own.
     """
 
     one_process = False  # methods that cannot run in several say True
+    own_loss = False  # methods whose loss is cross-entropy in a form of their own say True
 
     def __init__(self, featurizer: nn.Module, head: nn.Module, optimizer: MakeOptimizer | None = None, *,
                  objective: Objective = cross_entropy, dropout: float = 0.0, accelerator: Any = None) -> None:  # fmt: skip
@@ -111,6 +122,10 @@ class Erm(nn.Module):
                     f"the weights are {str(p.dtype).removeprefix('torch.')}, which loses small steps and averages; keep "
                     "float32 weights and pass accelerator=Accelerator(mixed_precision=...)"
                 )
+        if self.own_loss and objective is not cross_entropy:
+            raise ValueError(
+                f"{type(self).__name__} has its own form of cross-entropy and takes no objective; leave it out"
+            )
         self._check_accelerator(accelerator)
         self.network = Network(featurizer, head, dropout)
         self.objective_of, self.steps = objective, 0
@@ -134,6 +149,11 @@ class Erm(nn.Module):
         if self.one_process and accelerator.num_processes > 1:
             raise ValueError(
                 f"{type(self).__name__} runs in one process, its loss is not synchronised; got {accelerator.num_processes}"
+            )
+        if (pieces := getattr(accelerator, "gradient_accumulation_steps", 1)) != 1:
+            raise ValueError(
+                f"accelerate's gradient_accumulation_steps is {pieces}; one update is one step of the optimizer on whole "
+                "batches (norms and averages are taken in every step), so it must be 1"
             )
 
     def _prepare(self) -> None:
@@ -222,16 +242,32 @@ def average_of(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).requires_grad_(False).eval()
 
 
-@torch.no_grad()
 def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """(6): average ← decay · average + (1 - decay) · network; buffers are copied."""
-    theirs = [p.detach() for p in network.parameters()]
-    ours = list(average.parameters())
-    if ours:
+    """(6): average ← decay · average + (1 - decay) · network; buffers are copied, and parameters of types that have
+    no arithmetic (integers, quantised, 8-bit floats)."""
+    moving, still = [], []
+    for p, q in zip(network.parameters(), average.parameters(), strict=True):
+        arithmetic = (p.is_floating_point() or p.is_complex()) and p.element_size() > 1
+        (moving if arithmetic else still).append((p, q))
+    still += zip(network.buffers(), average.buffers(), strict=True)
+    _follow(moving, still, decay)
+
+
+@torch.no_grad()
+def _follow(
+    moving: Sequence[tuple[Tensor, Tensor]], still: Sequence[tuple[Tensor, Tensor]], decay: float
+) -> None:
+    """(6) for the pairs (network's, average's) of `moving`; those of `still` are copied."""
+    # torch._foreach_*, which torch's optimizers are made of: one launch for a whole list, same arithmetic
+    if moving:
+        ours = [q for _, q in moving]
         torch._foreach_mul_(ours, decay)
-        torch._foreach_add_(ours, theirs, alpha=1 - decay)
-    for mine, other in zip(average.buffers(), network.buffers(), strict=True):
-        mine.copy_(other)
+        torch._foreach_add_(ours, [p for p, _ in moving], alpha=1 - decay)
+    kinds: dict[Any, list[tuple[Tensor, Tensor]]] = {}  # a list of several types would be copied one by one
+    for pair in still:
+        kinds.setdefault((pair[0].device, pair[0].dtype), []).append(pair)
+    for pairs in kinds.values():
+        torch._foreach_copy_([q for _, q in pairs], [p for p, _ in pairs])
 
 
 # --- the method --------------------------------------------------------------------------------------
@@ -250,8 +286,8 @@ class GesturConfig:
     predict: str = "expert"  # "expert": GE predicts; "task": TE does
 
     def __post_init__(self) -> None:
-        if not self.lam >= 0:
-            raise ValueError(f"lam is {self.lam}; it scales a gradient and is 0 or more")
+        if not 0 <= self.lam < math.inf:
+            raise ValueError(f"lam is {self.lam}; it scales a gradient and is a finite number, 0 or more")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay is {self.decay}; a moving average needs a value from 0 to 1")
         for name, known in {"norm": ("global", "tensor", "none"), "scope": ("featurizer", "all"),
@@ -277,6 +313,22 @@ class Gestur(Erm):
         self.expert = average_of(self.network)
         if self.config.anchor == "start":
             self.start = average_of(self.network)
+        # a weight that was never trained is its own average; averaging it would only round it again and again
+        self.__dict__["trained"] = [p.requires_grad for p in self.network.parameters()]
+
+    @functools.cached_property
+    def _held(self) -> tuple[list[tuple[nn.Parameter, Tensor]], list[tuple[nn.Parameter, Tensor]]]:
+        """(TE's parameter, GE's) for all, (TE's, anchor) for those in scope; as lasting as the optimizer's lists."""
+        anchor = self.start if self.config.anchor == "start" else self.expert
+        ours, theirs = (
+            (self.network, anchor)
+            if self.config.scope == "all"
+            else (self.network.featurizer, anchor.featurizer)
+        )
+        return (
+            list(zip(self.network.parameters(), self.expert.parameters(), strict=True)),
+            list(zip(ours.parameters(), theirs.parameters(), strict=True)),
+        )
 
     @property
     def predictor(self) -> nn.Module:
@@ -284,35 +336,39 @@ class Gestur(Erm):
 
     def pairs(self) -> list[tuple[nn.Parameter, Tensor]]:
         """(parameter of TE, its anchor) for all that are pulled: the trainable ones of the featurizer."""
-        anchor = self.start if self.config.anchor == "start" else self.expert
-        ours, theirs = (
-            (self.network, anchor)
-            if self.config.scope == "all"
-            else (self.network.featurizer, anchor.featurizer)
-        )
-        return [
-            (p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True) if p.requires_grad
-        ]
+        return [(p, q) for p, q in self._held[1] if p.requires_grad]
 
     @torch.no_grad()
     def before_step(self) -> None:
         """(2) to (4), in place on `.grad`. Works on scaled gradients too: g~ is proportional to ‖g‖."""
         if (pairs := self.pairs()) and self.config.lam:
-            add_estimate(self.network.parameters(), pairs, self.config)
-        elif pairs and self.config.halve:
-            torch._foreach_mul_([p.grad for p, _ in pairs if p.grad is not None], 0.5)
+            add_estimate([p for p, _ in self._held[0]], pairs, self.config)
+        elif self.config.halve and (grads := [p.grad for p, _ in pairs if p.grad is not None]):
+            torch._foreach_mul_(grads, 0.5)
 
     def after_step(self) -> None:
-        follow(self.expert, self.network, self.config.decay)
+        moving, still = [], list(zip(self.network.buffers(), self.expert.buffers(), strict=True))
+        for k, pair in enumerate(self._held[0]):
+            self.trained[k] |= pair[0].requires_grad
+            (moving if self.trained[k] else still).append(pair)
+        _follow(moving, still, self.config.decay)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {**super().get_extra_state(), "trained": list(self.trained)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        self.trained[:] = state.get("trained", self.trained)  # states saved by earlier versions have none
 
 
 def estimate(parameters: Iterable[nn.Parameter], pairs: Sequence[tuple[nn.Parameter, Tensor]],
              config: GesturConfig) -> list[Tensor]:  # fmt: skip
     """(2), (3): the estimated unseen gradient g~, one tensor per pair, from the `.grad` of all `parameters`."""
-    gaps = [p.detach() - q for p, q in pairs]
+    gaps = _gaps(pairs)
     return [gap * c for gap, c in zip(gaps, _scales(parameters, pairs, gaps, config), strict=True)]
 
 
+@torch.no_grad()
 def add_estimate(parameters: Iterable[nn.Parameter], pairs: Sequence[tuple[nn.Parameter, Tensor]],
                  config: GesturConfig) -> None:  # fmt: skip
     """(2) to (4) in place: `.grad` becomes (g + g~) / 2, or g~ alone for a parameter without a gradient.
@@ -322,24 +378,31 @@ def add_estimate(parameters: Iterable[nn.Parameter], pairs: Sequence[tuple[nn.Pa
     """
     parameters = list(parameters)
     if config.norm == "global":
-        squares = [
-            torch.stack(torch._foreach_norm([p.detach() - q for p, q in part])) for part in _pieces(pairs)
-        ]
-        common = _ratio(config.lam, _norm([p.grad for p in parameters if p.grad is not None], pairs),
-                        torch.linalg.vector_norm(torch.cat(squares)))  # fmt: skip
+        sizes = [size for part in _pieces(pairs) for size in torch._foreach_norm(_gaps(part))]
+        common = _ratio(
+            config.lam, _norm([p.grad for p in parameters if p.grad is not None], pairs), _total(sizes)
+        )
+    shared = [p.grad for p, _ in pairs if p.grad is not None]  # by the two losses
     for part in _pieces(pairs):
-        gaps = [p.detach() - q for p, q in part]
+        gaps = _gaps(part)
         if config.norm == "global":
-            torch._foreach_mul_(gaps, common)
+            torch._foreach_mul_(gaps, common.to(gaps[0].device))
+        elif config.norm == "none":
+            torch._foreach_mul_(gaps, config.lam)
         else:
-            gaps = [gap * c for gap, c in zip(gaps, _scales(parameters, part, gaps, config), strict=True)]
+            torch._foreach_mul_(gaps, _scales(parameters, part, gaps, config))
+        if found := [(p.grad, gap) for (p, _), gap in zip(part, gaps, strict=True) if p.grad is not None]:
+            torch._foreach_add_([grad for grad, _ in found], [gap for _, gap in found])
         for (p, _), gap in zip(part, gaps, strict=True):
             if p.grad is None:
-                p.grad = gap  # not shared by the two losses: the sum, and nothing is halved
-            else:
-                p.grad.add_(gap)
-                if config.halve:
-                    p.grad.mul_(0.5)
+                p.grad = gap  # not shared: the sum, and nothing is halved
+    if config.halve and shared:
+        torch._foreach_mul_(shared, 0.5)
+
+
+def _gaps(pairs: Sequence[tuple[nn.Parameter, Tensor]]) -> list[Tensor]:
+    """(2), without a graph."""
+    return list(torch._foreach_sub([p.detach() for p, _ in pairs], [q for _, q in pairs]))
 
 
 def _scales(parameters: Iterable[nn.Parameter], pairs: Sequence[tuple[nn.Parameter, Tensor]], gaps: list[Tensor],
@@ -357,7 +420,12 @@ def _scales(parameters: Iterable[nn.Parameter], pairs: Sequence[tuple[nn.Paramet
 def _norm(tensors: list[Tensor], pairs: Sequence[tuple[nn.Parameter, Tensor]]) -> Tensor:
     if not tensors:
         return torch.zeros((), device=pairs[0][0].device, dtype=pairs[0][0].dtype)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    return _total(torch._foreach_norm(tensors)).to(pairs[0][0].device)
+
+
+def _total(sizes: Sequence[Tensor]) -> Tensor:
+    """The norm of everything from the norms of its tensors, which may lie on several devices."""
+    return torch.linalg.vector_norm(torch.stack([size.to(sizes[0].device) for size in sizes]))
 
 
 def _ratio(lam: float, n: Tensor, r: Tensor) -> Tensor:
@@ -368,10 +436,10 @@ def _ratio(lam: float, n: Tensor, r: Tensor) -> Tensor:
 def _pieces(
     pairs: Sequence[tuple[nn.Parameter, Tensor]], most: int = 2**22
 ) -> Iterator[list[tuple[nn.Parameter, Tensor]]]:
-    """`pairs` in runs of at most `most` numbers (a larger tensor alone)."""
+    """`pairs` in runs of at most `most` numbers (a larger tensor alone) on one device."""
     part, size = [], 0
     for pair in pairs:
-        if part and size + pair[0].numel() > most:
+        if part and (size + pair[0].numel() > most or pair[0].device != part[0][0].device):
             yield part
             part, size = [], 0
         part.append(pair)

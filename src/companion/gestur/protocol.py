@@ -104,6 +104,13 @@ class ProtocolConfig:
     seed: int = 0  # seeds batches and augmentation
     swad: tuple[int, int, float] | None = None  # (converge, tolerate, ratio) also averages densely
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "every", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a training needs 1 or more")
+        if not 0 < self.holdout < 1:
+            raise ValueError(f"holdout is {self.holdout}; it is a share between 0 and 1")
+
 
 RULES = {
     "training-domain": "the evaluation with the highest mean accuracy on held-out images of the sources",
@@ -173,29 +180,54 @@ def scores(
     return right / len(index), loss / len(index)
 
 
-def train(algorithm: Erm, domains: Sequence[Any], targets: Sequence[int], config: ProtocolConfig, *,
+def target_numbers(targets: Sequence[int | str] | int | str, domains: Sequence[Any]) -> list[int]:
+    """The numbers of the target domains, given by number or name, one or several.
+
+    Raises ValueError for none, one that does not exist or one that is there twice.
+    """
+    given = [targets] if np.ndim(targets) == 0 else list(targets)
+    names = [d.name for d in domains]
+    if not given:
+        raise ValueError(f"no target domain is given; leave out at least one of {', '.join(names)}")
+    found = [names.index(t) if t in names else t for t in given]
+    for t in found:
+        if not isinstance(t, (int, np.integer)):
+            raise ValueError(f"target {t!r} is not a domain; choose {', '.join(names)}, or their numbers")
+        if not 0 <= t < len(domains):
+            raise ValueError(f"target {t} does not exist; domains are numbered 0 to {len(domains) - 1}")
+        if found.count(t) > 1:
+            raise ValueError(f"target {names[t]} is there twice; name every target once")
+    return found
+
+
+def train(algorithm: Erm, domains: Sequence[Any], targets: Sequence[int | str] | int | str, config: ProtocolConfig, *,
           watch: Callable[[int, Erm], None] | None = None, device: Any = "cpu", folder: Path | str | None = None,
           stop_after: int | None = None) -> Trial:  # fmt: skip
-    """Train on all domains but `targets` (numbers in sorted order) and evaluate on all.
+    """Train on all domains but `targets` and evaluate on all.
 
     Args:
+        targets: numbers (in sorted order) or names of the domains that are left out; a single one needs no list.
         watch: called as `watch(step, algorithm)` before every update (for analyses).
         folder: a checkpoint is kept there after every evaluation; called again, the training goes on from it and
             ends with the same numbers (on one device).
         stop_after: leave after this many evaluations in this call.
 
     Raises:
-        ValueError: for fewer than two source domains, a missing class, or a target that does not exist.
+        ValueError: for fewer than two source domains, a missing class, no target or one that does not exist, or a
+            domain too small for a part.
     """
     check_domains(domains)
-    if bad := [t for t in targets if not 0 <= t < len(domains)]:
-        raise ValueError(f"target {bad[0]} does not exist; domains are numbered 0 to {len(domains) - 1}")
+    targets = target_numbers(targets, domains)
     sources = [k for k in range(len(domains)) if k not in targets]
     if len(sources) < 2:
         raise ValueError(
             f"{len(sources)} source domain is left; domain generalisation trains on at least two"
         )
     parts = [split(len(d), config.trial, k, config.holdout) for k, d in enumerate(domains)]
+    for d, (_, out) in zip(domains, parts, strict=True):
+        if not len(out):
+            raise ValueError(f"domain {d.name} has {len(d)} images, of which a holdout of {config.holdout:g} keeps none for "
+                             f"validation; at least {math.ceil(1 / config.holdout)} are needed")  # fmt: skip
     trial = Trial(tuple(domains[t].name for t in targets), tuple(domains[s].name for s in sources))
     average = Swad(*config.swad) if config.swad else None
     began = 0
