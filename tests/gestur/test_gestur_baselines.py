@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from companion.gestur import baselines, methods, nets
-from companion.gestur.model import Erm, adam, cross_entropy
+from companion.gestur.model import Erm, Gestur, GesturConfig, adam, cross_entropy
 
 
 def net(seed=0):
@@ -66,6 +66,29 @@ def test_sma_is_the_mean_of_all_weights_after_its_start():
     assert torch.allclose(flat(sma.predictor), torch.stack(seen[2:]).mean(0), atol=1e-6)
 
 
+def test_sma_from_the_first_step_is_the_mean_of_the_start_and_every_update():
+    """DomainBed's moving average: avg <- (c avg + θ) / (c + 1), c = 1, 2, ..., from a copy of the start."""
+    sma = baselines.Sma(*net(), sgd, start=0)
+    seen = [flat(sma.network)]
+    for k in range(6):
+        sma.update(batches(k))
+        seen.append(flat(sma.network))
+        assert torch.allclose(flat(sma.predictor), torch.stack(seen).mean(0), atol=1e-6)
+
+
+def test_ema_is_torchs():
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    ema = baselines.Ema(*net(), sgd, decay=0.9)
+    theirs = AveragedModel(ema.network, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    theirs.update_parameters(ema.network)  # its first call copies
+    for k in range(6):
+        ema.update(batches(k))
+        theirs.update_parameters(ema.network)
+    assert torch.allclose(flat(ema.predictor), flat(theirs.module), atol=1e-6)
+    assert not torch.allclose(flat(ema.predictor), flat(ema.network), atol=1e-3)
+
+
 def test_l2sp_gradient():
     one, two = baselines.L2sp(*net(), sgd, alpha=0.3), Erm(*net(), sgd)
     for method in (one, two):
@@ -104,6 +127,29 @@ def test_miro_regulariser_by_hand_and_its_groups():
         baselines.Miro(
             nets.small().module, nn.Linear(64, 3), taps=("layer9",), example=torch.rand(1, 3, 16, 16)
         )
+
+
+def test_miro_has_a_variance_per_channel_of_tokens_too():
+    """A transformer's tap is [B, tokens, channels]; the variances belong to the last dimension."""
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.block(x).mean(1)
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 7, 5)
+    miro = baselines.Miro(Tokens(), nn.Linear(4, 3), sgd, taps=("block",), example=x, lam=1.0)
+    with torch.no_grad():
+        miro.raw_variance[0].copy_(torch.tensor([-1.0, 0.0, 1.0, 2.0]))
+        miro.network.featurizer.block.bias.add_(0.3)
+    miro.network(x)
+    variance = F.softplus(torch.tensor([-1.0, 0.0, 1.0, 2.0])) + 1e-5
+    wanted = float((0.09 / variance + variance.log()).mean()) / 2
+    assert miro.regulariser(x).item() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_coral_distance_against_numpy():
@@ -270,6 +316,29 @@ def test_swad_averages_every_step_of_its_valley():
     assert torch.allclose(flat(swad.model()), torch.stack(seen[3:]).mean(0), atol=1e-6)
     with pytest.raises(ValueError, match="SWAD has seen no evaluation yet"):
         baselines.Swad().model()
+
+
+def test_gestur_with_swad_averages_the_generalisation_expert():
+    gestur = Gestur(*net(), sgd, GesturConfig(lam=0.3, decay=0.8))
+    swad, seen = baselines.Swad(converge=2, tolerate=3), []
+    for loss in (3.0, 2.0, 2.1, 2.2):
+        for _ in range(2):
+            gestur.update(batches(len(seen)))
+            swad.follow(gestur)
+            seen.append(flat(gestur.expert))
+        swad.evaluated(loss)
+    assert torch.allclose(flat(swad.model()), torch.stack(seen[2:]).mean(0), atol=1e-6)
+
+
+def test_wise_ft_predicts_half_way_between_the_fitted_head_and_the_end():
+    backbone, x, y = nets.small((4, 6), (2, 2)), torch.rand(8, 3, 8, 8), torch.arange(8) % 3
+    probe = methods.fit_probe(backbone, x, y, 3)
+    wise = methods.build(methods.MethodConfig(method="wise-ft", lr=1e-2), backbone, 3, probe=probe)
+    start = torch.cat([flat(backbone.module), flat(probe)])
+    for _ in range(3):
+        wise.update([(x, y)])
+    assert torch.allclose(flat(wise.predictor), (start + flat(wise.network)) / 2, atol=1e-6)
+    assert not torch.allclose(flat(wise.predictor), start, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", methods.NAMES)

@@ -20,6 +20,15 @@ def test_copies_of_the_network(method, copies):
     assert found["images per step"] == 6
 
 
+def test_a_cell_of_the_table_of_costs_is_dry_run_like_the_others():
+    found = cost.dry_run({"backbone": "glyphs", "per_domain": 2, "published": 32, "rounds": 5, "size": 16})
+    assert (found["copies"], found["images per step"]) == (1, 6)
+    # at full scale, where `published` is a number of images and not the wish for the repository's settings
+    p = dict(tables.cell("gestur", "cost", "resnet50", "all", "full").parameters)
+    p |= {"backbone": "timm:resnet10t"}
+    assert cost.dry_run(p, steps=1)["copies"] == 1
+
+
 def test_the_update_makes_the_difference_piece_by_piece(monkeypatch):
     """No list of tensors with more numbers than one piece (or one large tensor) is ever subtracted at once."""
     from companion.gestur import model

@@ -139,6 +139,33 @@ def test_standing_says_who_is_ahead_by_more_than_the_interval(tmp_path):
     assert shown.endswith("<li><strong>s = 0.5</strong>: not run yet.</li></ul>")
 
 
+def test_numbers_in_sentences_are_paired_by_seed_and_say_where_there_are_none(tmp_path):
+    cell = tables.cell("gestur", "shortcut", "strong", "all")
+    for seed, (gestur, erm) in enumerate(((75.0, 70.0), (77.0, 70.0))):
+        metrics = dict.fromkeys(cell.metrics, 60.0) | {
+            "test@gestur": gestur,
+            "test@erm": erm,
+            "val@erm": 90.0,
+        }
+        records.Run(cell, seed, tmp_path).save(metrics)
+    ours, erm, sources = (
+        summary.by_seed("shortcut", "reduced", "strong", name, tmp_path)
+        for name in ("test@gestur", "test@erm", "val@erm")
+    )
+    assert ours == {0: 75.0, 1: 77.0}
+    assert summary.points(ours) == "76.0 ± 12.7"
+    assert summary.points(ours, erm) == "6.0 ± 12.7"
+    assert summary.points(erm, ours) == "−6.0 ± 12.7"
+    assert summary.points(ours, {1: 70.0, 5: 0.0}) == "7.0"  # one seed in common has no interval
+    assert summary.points(sources) == "90.0 ± 0.0"
+    assert summary.each({1: -0.5, 0: 1.125}) == "1.12 and −0.50"
+    none = summary.by_seed("shortcut", "reduced", "weak", "test@gestur", tmp_path)
+    assert (none, summary.points(none), summary.points(ours, none), summary.each(none)) == (
+        {},
+        *["(not run)"] * 3,
+    )
+
+
 def test_costs_show_every_run(tmp_path):
     cell = tables.cell("gestur", "cost", "resnet50", "all", "full")
     for seed in (0, 1):

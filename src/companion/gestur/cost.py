@@ -28,10 +28,13 @@ def dry_run(parameters: Mapping[str, Any], steps: int = 3, batch: int | None = N
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     full = nets.is_full(parameters["backbone"])
-    per_domain = batch or (parameters["batch"] if device.type == "cuda" or not full else 1)
+    asked = parameters.get("batch", parameters.get("per_domain", 1))
+    per_domain = batch or (asked if device.type == "cuda" or not full else 1)
+    if "per_domain" in parameters:  # a cell of the table of costs, where `published` is a number of images
+        parameters = {"method": "gestur", "backbone": parameters["backbone"], "size": parameters["size"]}
     config = recipe.method_config({"method": "gestur", **parameters})
     size = 224 if full else parameters["size"]
-    classes = data.SETS[parameters["data"]].classes if parameters["data"] in data.SETS else 10
+    classes = data.SETS[name].classes if (name := parameters.get("data")) in data.SETS else 10
     stepper = Stepper(parameters["backbone"], config, classes, size, per_domain, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

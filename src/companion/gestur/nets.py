@@ -68,8 +68,8 @@ def full(name: str, pretrained: bool) -> Backbone:
     """One of the paper's backbones.
 
     `resnet50`: torchvision's IMAGENET1K_V1 (2048); `clip-vit-b16`: openai/clip-vit-base-patch16 through transformers
-    (512, with its projection); `swag-regnety-16gf`: torchvision's RegNetY-16GF, SWAG end-to-end weights (3024;
-    CC-BY-NC 4.0); `timm:NAME`: any image model of timm, with the weights its name says.
+    (512, with its projection); `swag-regnety-16gf`: torchvision's RegNetY-16GF, the trunk that SWAG pre-trained and
+    did not fine-tune (3024; CC-BY-NC 4.0); `timm:NAME`: any image model of timm, with the weights its name says.
     `pretrained=False` gives random weights of the same shape.
 
     Raises:

@@ -202,6 +202,30 @@ def rivals(table: str = "pacs", scale: str = "real", row: str = "gestur", folder
     return pd.DataFrame(lines).set_index("method")
 
 
+def by_seed(table: str, scale: str, row: str, metric: str, folder: Any = None) -> dict[int, float]:
+    """{seed: value} of one metric, over the valid records of a row; empty where there are none."""
+    found = valid("gestur", table, scale, row, folder)
+    return {r["run"]["seed"]: v for r in found if (v := r["metrics"].get(metric)) is not None}
+
+
+def points(ours: Mapping[int, float], others: Mapping[int, float] | None = None) -> str:
+    """`1.2 ± 0.3` for a sentence: what `by_seed` gave, or how far it is above `others`, paired by seed."""
+    paired = [
+        v - (others[k] if others is not None else 0.0)
+        for k, v in ours.items()
+        if others is None or k in others
+    ]
+    return _text(paired, ".1f") if paired else NOT_RUN
+
+
+def each(found: Mapping[int, float], form: str = ".2f") -> str:
+    """`1.04 and 1.13` for a sentence: every run by itself."""
+    return _and([f"{v:{form}}".replace("-", "−") for _, v in sorted(found.items())]) if found else NOT_RUN
+
+
+NOT_RUN = "(not run)"
+
+
 def costs(folder: Any = None) -> Any:
     """Step times at full size in units of a step of ERM, and peak memory over ERM's in copies of the weights, each run."""
     import pandas as pd
