@@ -60,6 +60,21 @@ def picture(path: Path, mode: str = "RGB") -> np.ndarray:
         ) from None
 
 
+def array(path: Path, hint: str = "extract the videos first (companion.dgsct.extract)") -> np.ndarray:
+    """A `.npy` file of real numbers as float32. Raises DataMissing, or ValueError where it holds anything else."""
+    if not path.is_file():
+        raise datasets.DataMissing(f"{path} is missing; {hint}")
+    try:
+        found = np.load(path)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path.name} cannot be read ({error}); extract it again") from None
+    if found.dtype.kind != "f":
+        raise ValueError(f"{path.name} holds {found.dtype}; float32 is expected (sound between -1 and 1)")
+    if not np.isfinite(found).all():
+        raise ValueError(f"{path.name} holds values that are not finite; extract it again")
+    return found.astype(np.float32)
+
+
 class Extracted:
     """`frames/<video>/*.jpg` and `waves/<video>.npy` below a folder."""
 
@@ -73,17 +88,22 @@ class Extracted:
             raise datasets.DataMissing(
                 f"{self.root / 'frames' / video} holds no frames; extract the videos first (companion.dgsct.extract)"
             )
+        if len(found) < count:
+            raise ValueError(
+                f"{video} has {len(found)} frames; {count} segments need {count}; extract it again"
+            )
         at = np.linspace(1, len(found), count, dtype=int) - 1
-        return torch.from_numpy(np.stack([picture(found[k]) for k in at])).permute(0, 3, 1, 2)
+        shown = [picture(found[k]) for k in at]
+        if len(sizes := sorted({x.shape[:2] for x in shown})) > 1:
+            raise ValueError(
+                f"frames of {video} differ in size ({sizes[0]} and {sizes[1]}); extract it again"
+            )
+        return torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)
 
     def waves(self, video: str, count: int, rate: int = RATE) -> Tensor:
         """Seconds of sound `[count, rate]`. Raises ValueError when the file holds another number of samples."""
         path = self.root / "waves" / f"{video}.npy"
-        if not path.is_file():
-            raise datasets.DataMissing(
-                f"{path} is missing; extract the videos first (companion.dgsct.extract)"
-            )
-        wave = np.load(path).astype(np.float32).reshape(-1)
+        wave = array(path).reshape(-1)
         if len(wave) != count * rate:
             raise ValueError(
                 f"{path.name} holds {len(wave)} samples; {count} seconds at {rate} Hz need {count * rate}"
@@ -143,6 +163,9 @@ class LLP(_Set):
         if shots:
             chosen = data.few_shot_llp(self.weak, shots)
             self.weak = {video: self.weak[video] for video in chosen}
+        else:
+            found = (int(k) for weak in self.weak.values() for k in np.flatnonzero(weak))
+            data.class_missing(found, data.LLP_CLASSES, split)
         self.names = list(self.weak)
         self.dense = {}
         if split != "train":
@@ -163,11 +186,7 @@ class LLP(_Set):
         out |= {side: torch.from_numpy(truth.get(name, none)) for side, truth in self.dense.items()}
         if self.motion:
             path = self.root / "st" / f"{name[:11]}.npy"
-            if not path.is_file():
-                raise datasets.DataMissing(
-                    f"{path} is missing: LLP's R(2+1)D features (st_dir of github.com/YapengTian/AVVP-ECCV20)"
-                )
-            motion = np.load(path).astype(np.float32)
+            motion = array(path, "LLP's R(2+1)D features are st_dir of github.com/YapengTian/AVVP-ECCV20")
             at = np.linspace(0, len(motion) - 1, data.SEGMENTS).round().astype(int)
             out["motion"] = torch.from_numpy(motion[at])
         return out
@@ -243,6 +262,11 @@ class VGGSound40K(_Set):
         items = data.read_vggsound40k(table, names)
         self.categories = [x.strip() for x in names.read_text(encoding="utf-8-sig").splitlines() if x.strip()]
         self.items = [x for x in items if x.split == split]
+        if not self.items:
+            raise ValueError(f"{table.name} has no video of the {split} split")
+        if split == "train":
+            known = {name: k for k, name in enumerate(self.categories)}
+            data.class_missing((known[x.category] for x in self.items), tuple(self.categories), split)
         self.media, self.front = Extracted(table.parent), front
 
     def __len__(self) -> int:
