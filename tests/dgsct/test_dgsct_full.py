@@ -558,8 +558,14 @@ def test_bad_media_says_what_is_wrong(root, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="class 'dog' does not occur in the train split"):
         media.VGGSound40K("train", FRONT)
     monkeypatch.delenv("COMPANION_DATA")
-    with pytest.raises(datasets.DataMissing, match=r"av/annotations/AVE/Annotations\.txt is needed"):
+    with pytest.raises(
+        datasets.DataMissing, match=r"AVE/Annotations\.txt is needed \(.*YapengTian/AVE-ECCV18\); set COMP"
+    ):
         full.run("ave")
+    with pytest.raises(
+        datasets.DataMissing, match=r"HTSAT_AudioSet_Saved_1\.ckpt is needed \(weights: .*HTS-Audio"
+    ):
+        media.find("av/HTSAT_AudioSet_Saved_1.ckpt")
 
 
 def test_vggsound40k_reader(root, tmp_path):

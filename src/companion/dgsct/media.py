@@ -20,6 +20,14 @@ from companion import datasets
 from companion.dgsct import data
 from companion.dgsct.audio import RATE, LogMel, read_sound, repeat_to
 
+SOURCES = {
+    "AVE": "videos and annotations: github.com/YapengTian/AVE-ECCV18",
+    "LLP": "videos, features and annotations: github.com/YapengTian/AVVP-ECCV20",
+    "AVSBench": "on request: avlbench.opennlplab.cn/download",
+    "MUSIC-AVQA": "videos and questions: gewu-lab.github.io/MUSIC-AVQA",
+    "VGGSound40K": "labels: github.com/haoyi-duan/DG-SCT, videos: github.com/hche11/VGGSound",
+    "HTSAT_AudioSet_Saved_1.ckpt": "weights: github.com/RetroCirce/HTS-Audio-Transformer",
+}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -43,6 +51,17 @@ class FrontEnd:
         """`[T, rate]` -> log-mels `[T, 1, steps, mels]` of each second, repeated."""
         with torch.no_grad():
             return self.logmel(repeat_to(waves, self.samples))
+
+
+def find(name: str) -> Path:
+    """`datasets.find`, with the set's own source in the sentence where `name` is missing."""
+    try:
+        return datasets.find(name)
+    except datasets.DataMissing:
+        source = next((f" ({text})" for part, text in SOURCES.items() if part in name.split("/")), "")
+        raise datasets.DataMissing(
+            f"{name} is needed{source}; set COMPANION_DATA to the folder that holds {name}"
+        ) from None
 
 
 def picture(path: Path, mode: str = "RGB") -> np.ndarray:
@@ -131,8 +150,8 @@ class AVE(_Set):
     """AVE: `labels [10]`, class per second, 28 = background. `shots` keeps the first videos of each class."""
 
     def __init__(self, split: str, front: FrontEnd, shots: int = 0) -> None:
-        notes = datasets.find("av/annotations/AVE/Annotations.txt")
-        self.media, self.front = Extracted(datasets.find("av/AVE")), front
+        notes = find("av/annotations/AVE/Annotations.txt")
+        self.media, self.front = Extracted(find("av/AVE")), front
         events = data.read_ave_split(notes, notes.with_name(f"{split}_order.h5"))
         self.events = data.few_shot_ave(events, shots) if shots else events
         if not shots:
@@ -157,8 +176,8 @@ class LLP(_Set):
     FILES = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}  # noqa: RUF012
 
     def __init__(self, split: str, front: FrontEnd, motion: bool = True, shots: int = 0) -> None:
-        notes = datasets.find(f"av/annotations/LLP/{self.FILES[split]}")
-        self.root, self.front, self.motion = datasets.find("av/LLP"), front, motion
+        notes = find(f"av/annotations/LLP/{self.FILES[split]}")
+        self.root, self.front, self.motion = find("av/LLP"), front, motion
         self.media, self.weak = Extracted(self.root), data.read_llp_weak(notes)
         if shots:
             chosen = data.few_shot_llp(self.weak, shots)
@@ -197,7 +216,7 @@ class AVSBench(_Set):
 
     def __init__(self, task: str, split: str, front: FrontEnd) -> None:
         source, folder = {"s4": ("Single-source", "s4_data"), "ms3": ("Multi-sources", "ms3_data")}[task]
-        table = datasets.find(f"av/AVSBench/{source}/{task}_meta_data.csv")
+        table = find(f"av/AVSBench/{source}/{task}_meta_data.csv")
         self.items = [x for x in data.read_avs(table, table.parent / folder, task) if x.split == split]
         if not self.items:
             raise ValueError(f"{table.name} has no clip of the {split} split")
@@ -219,7 +238,7 @@ class AVQA(_Set):
     """MUSIC-AVQA: `question [14]`, `answer`; with `negatives` also `other`, frames of another video."""
 
     def __init__(self, split: str, front: FrontEnd, negatives: bool = False, seed: int = 0) -> None:
-        self.media, self.front, self.negatives = Extracted(datasets.find("av/MUSIC-AVQA")), front, negatives
+        self.media, self.front, self.negatives = Extracted(find("av/MUSIC-AVQA")), front, negatives
         self.questions = data.read_avqa(self._notes(split))
         known = self.questions if split == "train" else data.read_avqa(self._notes("train"))
         self.vocabulary = data.Vocabulary(known)
@@ -233,11 +252,11 @@ class AVQA(_Set):
 
     @staticmethod
     def _notes(split: str) -> Path:
-        folder = datasets.find("av/annotations/MUSIC-AVQA")
+        folder = find("av/annotations/MUSIC-AVQA")
         for name in (f"avqa-{split}.json", f"avqa-{split}.json.gz"):
             if (folder / name).is_file():
                 return folder / name
-        return datasets.find(f"av/annotations/MUSIC-AVQA/avqa-{split}.json")
+        return find(f"av/annotations/MUSIC-AVQA/avqa-{split}.json")
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -257,7 +276,7 @@ class VGGSound40K(_Set):
     """VGG-Sound(40K): `labels [10]`, class per second; the last number is background."""
 
     def __init__(self, split: str, front: FrontEnd) -> None:
-        table = datasets.find("av/VGGSound40K/vggsound-avel40k_labels.csv")
+        table = find("av/VGGSound40K/vggsound-avel40k_labels.csv")
         names = table.with_name("VggsoundAVEL40kCategories.txt")
         items = data.read_vggsound40k(table, names)
         self.categories = [x.strip() for x in names.read_text(encoding="utf-8-sig").splitlines() if x.strip()]
