@@ -357,7 +357,7 @@ if there:
         mass = share(maps, test.place)
         print(f"{name}: {mass.mean():.1f} % of the map on the spoken digit")
 
-# %% mystnb={"figure": {"caption": "The visual pooling map over the first test frame in which each of the digits 0 to 5 is spoken (title). Before training, and after it with zeros for a guide, the map is nearly flat. With the recording for a guide it leans to the spoken digit for 0 and 1, partly to another digit for 2, 3 and 4, and hardly anywhere for 5.", "name": "fig-dgsct-maps-digits"}, "image": {"alt": "Three rows of six frames with three handwritten digits each, dimmed where the map is low"}}
+# %% mystnb={"figure": {"caption": "The visual pooling map over the first test frame in which each of the digits 0 to 5 is spoken (title). Before training, and after it with zeros for a guide, the map is nearly flat. With the recording for a guide it leans clearly to the spoken digit for 1, to it and a neighbour for 0, to parts of two or three digits for 2, 3 and 4, and to a corner of the spoken digit for 5.", "name": "fig-dgsct-maps-digits"}, "image": {"alt": "Three rows of six frames with three handwritten digits each, dimmed where the map is low"}}
 if there:
     picked = [int(torch.nonzero(test.timbre == d)[0]) for d in range(6)]
     figure, axes = plt.subplots(3, 6, figsize=(9.6, 5.2))
