@@ -25,6 +25,7 @@ from companion import records
 from companion.dgsct import cost, fast, full, memory
 
 STORE = Path(__file__).with_suffix(".json")
+TASKS = ["ave", "avvp", "avqa", "avs-s4", "avs-ms3", "few-shot"]
 COMPARED = ("ave", "avs-ms3")
 RIVALS = {"lavish": "LAVISH*", "late-fusion": "late fusion"}
 
@@ -63,9 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--tasks", nargs="+", default=["ave", "avvp", "avqa", "avs-s4", "avs-ms3", "few-shot"]
-    )
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="take again what is stored")
     args = parser.parse_args()
@@ -86,6 +85,9 @@ def main() -> None:
                 one = pool.apply(step, (task, variant, batch, recompute, args.threads))
             found["steps"][name] = {"videos": batch, "recomputed": recompute, **one}
             print(name, one, flush=True)
+            found["steps"] = dict(
+                sorted(found["steps"].items(), key=lambda x: TASKS.index(x[0].split(",")[0]))
+            )
             found |= {"threads": args.threads, "processor": records.processor(), "gpu": records.gpu(),
                       "versions": records.versions()}  # fmt: skip
             records.write_json(STORE, found)
