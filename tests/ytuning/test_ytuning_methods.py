@@ -8,7 +8,7 @@ from companion.ytuning import baselines, cost, data, methods, metrics, protocol
 from companion.ytuning.classifier import YTuningForSequenceClassification
 from companion.ytuning.features import Noisy, extract
 from companion.ytuning.frozen import FrozenEncoder
-from companion.ytuning.model import YTuning
+from companion.ytuning.model import YTuning, YTuningConfig
 
 SPLIT = data.Split(
     ["the cat sat", "very sad dog", "the happy cat ran", "a sad cat"] * 4, [1, 0, 1, 0] * 4, ("no", "yes")
@@ -713,6 +713,21 @@ def test_every_run_of_every_table_can_be_made():
                 for task in p["tasks"].split():
                     assert task in data.GLUE if p["source"] == "glue" else data.grammar(task, 3, 0)
                 protocol.Budget(tuple(map(float, p["rates"].split())), p["epochs"], p["batch_size"])
+
+
+@pytest.mark.parametrize("table", ["glue", "robustness", "ablation", "labels"])
+def test_every_study_has_a_configuration_at_full_size(table):
+    """Each of its heads can be made at the large model's shape, and every method may try three learning rates."""
+    fields = {"layers", "score", "loss", "margin", "per_label", "self_attention", "task_embedding"}
+    for cell in tables.table("ytuning", table).cells("full"):
+        p, shape = cell.parameters, cost.shape(cell.parameters["backbone"])
+        assert len(set(p["rates"].split())) == 3
+        assert shape.width >= 1024
+        if p["method"] == "y-tuning":
+            width = p.get("width", shape.width)
+            with torch.device("meta"):
+                YTuning(YTuningConfig({"task": ("no", "yes")}, shape.width, width,
+                                      **{k: v for k, v in p.items() if k in fields}))  # fmt: skip
 
 
 def test_y_tuning_options_reach_the_model(make_encoder):
