@@ -1,12 +1,14 @@
 """DG-SCT's training step at the published batch sizes, in memory that one machine has.
 
-    python benchmarks/dgsct_batch.py                     # every task; about half an hour on one CPU thread
+    python benchmarks/dgsct_batch.py                     # every task; about 40 minutes on one CPU thread
     python benchmarks/dgsct_batch.py --tasks ave avs-ms3
 
 The paper's models with random weights and fused units. For each task one step on the published batch with the
 activations of units and layers recomputed (`companion.dgsct.memory`), and one on a single video both ways, which
-shows what recomputing costs and saves. Every step has a process of its own, so that its peak memory is its own; steps
-that the JSON file beside this one already holds are not taken again (`--again` takes them).
+shows what recomputing costs and saves. For the tasks in `COMPARED` frozen late fusion and LAVISH* (its units fused, too)
+take their step on the published batch right after DG-SCT's; no gradient passes the towers of late fusion, so it has
+nothing to recompute. Every step has a process of its own, so that its peak memory is its own; steps that the JSON file
+beside this one already holds are not taken again (`--again` takes those of the chosen tasks).
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ from companion import records
 from companion.dgsct import cost, fast, full, memory
 
 STORE = Path(__file__).with_suffix(".json")
+TASKS = ["ave", "avvp", "avqa", "avs-s4", "avs-ms3", "few-shot"]
+COMPARED = ("ave", "avs-ms3")
+RIVALS = {"lavish": "LAVISH*", "late-fusion": "late fusion"}
 
 
-def step(task: str, batch: int, recompute: bool, threads: int) -> dict[str, Any]:
+def step(task: str, variant: str, batch: int, recompute: bool, threads: int) -> dict[str, Any]:
     """One training step: seconds, peak memory in MiB and the loss before it."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -36,7 +41,7 @@ def step(task: str, batch: int, recompute: bool, threads: int) -> dict[str, Any]
         (192 if task in cost.HEADS else 224),
         (501 if masks else 1001),
     )
-    model = fast.fuse(cost.step_model(task))
+    model = fast.fuse(cost.step_model(task, variant))
     if recompute:
         memory.checkpoint_activations(model)
     model.to(device).train()
@@ -59,22 +64,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--tasks", nargs="+", default=["ave", "avvp", "avqa", "avs-s4", "avs-ms3", "few-shot"]
-    )
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="take again what is stored")
     args = parser.parse_args()
-    found = json.loads(STORE.read_text()) if STORE.is_file() and not args.again else {"steps": {}}
+    found = json.loads(STORE.read_text()) if STORE.is_file() else {"steps": {}}
+    if args.again:
+        found["steps"] = {k: v for k, v in found["steps"].items() if k.split(",")[0] not in args.tasks}
     for task in args.tasks:
-        for batch, recompute in ((1, False), (1, True), (full.PROTOCOLS[task].batch, True)):
-            name = f"{task}, {batch} video{'s' * (batch > 1)}, {'recomputed' if recompute else 'kept'}"
+        published = full.PROTOCOLS[task].batch
+        wanted = [("dg-sct", 1, False), ("dg-sct", 1, True), ("dg-sct", published, True)]
+        if task in COMPARED:
+            wanted += [("lavish", published, True), ("late-fusion", published, False)]
+        for variant, batch, recompute in wanted:
+            who = f", {RIVALS[variant]}" if variant in RIVALS else ""
+            name = f"{task}{who}, {batch} video{'s' * (batch > 1)}, {'recomputed' if recompute else 'kept'}"
             if name in found["steps"]:
                 continue
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                one = pool.apply(step, (task, batch, recompute, args.threads))
+                one = pool.apply(step, (task, variant, batch, recompute, args.threads))
             found["steps"][name] = {"videos": batch, "recomputed": recompute, **one}
             print(name, one, flush=True)
+            found["steps"] = dict(
+                sorted(found["steps"].items(), key=lambda x: TASKS.index(x[0].split(",")[0]))
+            )
             found |= {"threads": args.threads, "processor": records.processor(), "gpu": records.gpu(),
                       "versions": records.versions()}  # fmt: skip
             records.write_json(STORE, found)

@@ -303,6 +303,11 @@ ax.legend(loc="upper right")
 # | gate in segmentation | – | gate *before* LayerNorm: after one step its size means nothing |
 # | frozen encoders | frozen | run in training mode: drop-path on, BatchNorm statistics move (`towers_in_training_mode`); HTS-AT is trained in S4 |
 # | model selection | – | on the test split for AVE, AVS and few-shot |
+# | place of the units in few- and zero-shot | – | after attention (`order="after"`); in the main tasks beside it |
+# | learned prompt in few-shot | – | four context vectors that are first set to "a photo of a" and then drawn at random all the same |
+# | batches in AVE | – | gradients are cleared every batch, the optimiser steps every second: half of them are lost |
+# | temporal gate of sound in parsing | – | computed and thrown away; only vision is gated |
+# | modules without a use | – | CMBS's interaction modules in AVE, a PVT-v2 of 81 M parameters in segmentation, and more ([counts](cost.ipynb)) |
 # | parameter-efficient | "43.6" | 43.6 % of the parameters are trained, not 43.6 M ([counts](cost.ipynb)) |
 #
 # ## Exercises

@@ -64,10 +64,14 @@ def test_llp_readers(tmp_path):
     ) == ["a"]
     with pytest.raises(ValueError, match="expected filename, event_labels by tabs"):
         data.read_llp_weak(write(tmp_path / "x.csv", "filename,event_labels\na,Dog\n"))
-    with pytest.raises(ValueError, match="outside"):
-        data.read_llp_dense(
-            write(tmp_path / "y.csv", "filename\tonset\toffset\tevent_labels\na\t0\t11\tDog\n")
-        )
+    for line, message in (
+        ("a\t0\t11\tDog", "line 2: event from 0 to 11 s lies outside"),
+        ("a\t0.5\t2\tDog", r"line 2: onset '0\.5' and offset '2' are not whole seconds"),
+        ("a\t0\t2\tDog\tCat", "line 2: 4 columns by tabs are expected"),
+        ("a\t0\t2\tDragon", "line 2: class 'Dragon' is not one of the 25"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.read_llp_dense(write(tmp_path / "y.csv", f"filename\tonset\toffset\tevent_labels\n{line}\n"))
 
 
 def test_avqa_reader_fills_templates(tmp_path):
@@ -80,8 +84,30 @@ def test_avqa_reader_fills_templates(tmp_path):
     assert vocabulary.encode(q.text).tolist()[:8] == [1, 2, 3, 4, 5, 2, 6, 0]
     with pytest.raises(ValueError, match="'cello'"):
         vocabulary.encode("Is the cello")
-    with pytest.raises(ValueError, match="more slots than values"):
-        data.read_avqa(write(tmp_path / "r.json", json.dumps([row | {"templ_values": '["piano"]'}])))
+    for content, message in (
+        (json.dumps([row | {"templ_values": '["piano"]'}]), "more slots than values"),
+        (json.dumps([row | {"type": "Audio"}]), "question 2 of 1: type and templ_values are not lists"),
+        (json.dumps([row, {"video_id": "1"}]), r"r\.json entry 2: 'question_id' is missing"),
+        (json.dumps(row), r"r\.json is not a list of questions"),
+        ("[{", r"r\.json cannot be read as JSON"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.read_avqa(write(tmp_path / "r.json", content))
+    with pytest.raises(ValueError, match=r"q\.json\.gz cannot be read as JSON"):
+        data.read_avqa(write(tmp_path / "q.json.gz", "no gzip"))
+
+
+def test_ave_order_file_says_what_is_wrong(tmp_path):
+    import h5py
+
+    notes, order = write(tmp_path / "Annotations.txt", "Bark&x&good&2&5\n"), tmp_path / "val_order.h5"
+    with pytest.raises(ValueError, match=r"val_order\.h5 is missing, or not an HDF5 file"):
+        data.read_ave_split(notes, order)
+    for number in (1, -1):
+        with h5py.File(order, "w") as file:
+            file["order"] = [0, number]
+        with pytest.raises(ValueError, match=f"names event {number}, but there are 1, counted from 0"):
+            data.read_ave_split(notes, order)
 
 
 def test_avs_reader(tmp_path):
@@ -210,10 +236,25 @@ def test_clip_says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"sound lasts 1\.\d s of 3 s"):
         read_clip(short, segments=3)
     assert read_clip(short, segments=3, allow_short=True).sounds[2].abs().max() == 0
+    still = video(tmp_path / "still.mp4", seconds=1.0)
+    with pytest.raises(
+        ValueError, match=r"still\.mp4: the picture ends at 0\.8 s of 3 s; pass allow_short=True"
+    ):
+        read_clip(still, segments=3)
+    filled = read_clip(still, segments=3, allow_short=True)
+    assert filled.repeated == 2
+    assert torch.equal(filled.frames[1], filled.frames[2])
+    with pytest.raises(ValueError, match="segments is 0"):
+        read_clip(still, segments=0)
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"not a video")
     with pytest.raises(ValueError, match=r"broken\.mp4 cannot be decoded"):
         read_clip(broken)
+
+
+def test_a_whole_picture_may_end_a_little_early(tmp_path):
+    """Four frames a second end at 2.25 s; the middle of the third second, 2.5 s, shows the last of them."""
+    assert read_clip(video(tmp_path / "a.mp4", seconds=2.5), segments=3).repeated == 1
 
 
 @pytest.mark.parametrize(("damage", "message"), [

@@ -74,9 +74,9 @@ def root(tmp_path_factory):
 
     notes = av / "annotations" / "LLP"
     notes.mkdir()
-    names = [f"abcdefghij{k}_0_10" for k in range(3)]
-    weak = "".join(f"{n}\t{LLP_CLASSES[k + 1]}\n" for k, n in enumerate(names))
-    dense = "".join(f"{n}\t2\t5\t{LLP_CLASSES[k + 1]}\n" for k, n in enumerate(names))
+    names = [f"abcdefghi{k:02d}_0_10" for k in range(25)]
+    weak = "".join(f"{n}\t{LLP_CLASSES[k]}\n" for k, n in enumerate(names))
+    dense = "".join(f"{n}\t2\t5\t{LLP_CLASSES[k]}\n" for k, n in enumerate(names))
     for name in media.LLP.FILES.values():
         (notes / name).write_text(f"filename\tevent_labels\n{weak}")
     for side in ("audio", "visual"):
@@ -476,13 +476,16 @@ def test_extraction_command_says_what_it_did(tmp_path, capsys):
     raw.mkdir()
     video(raw / "slow.mp4", seconds=2, sound=2, rate=16_000)
     video(raw / "short.mp4", seconds=2, sound=1)
+    video(raw / "still.mp4", seconds=0.5, sound=2)
     arguments = [str(raw), str(tmp_path / "out"), "--segments", "2", "--jobs", "1"]
     assert extract.main(arguments) == 1
     said = capsys.readouterr().out
-    assert "1 videos extracted, 0 were there, 1 failed; 1 sounds were resampled to 32 kHz" in said
+    assert "1 videos extracted, 0 were there, 2 failed; 1 sounds were resampled to 32 kHz" in said
     assert "FAILED short.mp4: short.mp4: sound lasts 1." in said
     assert extract.main([*arguments, "--allow-short"]) == 0
+    assert "FAILED still.mp4: still.mp4: the picture ends at 0." in said
     assert extract.manifest(tmp_path / "out")["short.mp4"]["silence_s"] > 0.9
+    assert extract.manifest(tmp_path / "out")["still.mp4"]["repeated_frames"] == 2
     assert extract.main([str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
     assert "holds no video" in capsys.readouterr().err
 
@@ -506,21 +509,63 @@ def test_bad_media_says_what_is_wrong(root, monkeypatch, tmp_path):
         box.frames("v", 2)
     (tmp_path / "frames" / "v" / "00000001.jpg").write_bytes(b"\xff\xd8 not a picture")
     with pytest.raises(ValueError, match=r"frame 00000001\.jpg of v cannot be read"):
+        box.frames("v", 1)
+    with pytest.raises(ValueError, match="v has 1 frames; 2 segments need 2; extract it again"):
+        box.frames("v", 2)
+    for name, side in (("1", 16), ("2", 32)):
+        Image.new("RGB", (side, 32)).save(tmp_path / "frames" / "v" / f"0000000{name}.jpg")
+    with pytest.raises(ValueError, match=r"frames of v differ in size \(\(32, 16\) and \(32, 32\)\)"):
         box.frames("v", 2)
     (tmp_path / "waves").mkdir()
-    np.save(tmp_path / "waves" / "v.npy", np.zeros(1000, np.float32))
-    with pytest.raises(ValueError, match=r"holds 1000 samples; 2 seconds at 32000 Hz need 64000"):
-        box.waves("v", 2)
+    for wave, message in (
+        (np.zeros(1000, np.float32), r"holds 1000 samples; 2 seconds at 32000 Hz need 64000"),
+        (np.zeros(64_000, np.int16), r"v\.npy holds int16; float32 is expected"),
+        (np.full(64_000, np.nan, np.float32), r"v\.npy holds values that are not finite"),
+        (np.array([{}], dtype=object), r"v\.npy cannot be read"),
+    ):
+        np.save(tmp_path / "waves" / "v.npy", wave)
+        with pytest.raises(ValueError, match=message):
+            box.waves("v", 2)
     write_wav(tmp_path / "short.wav", np.zeros(32_000))
     with pytest.raises(ValueError, match=r"sound lasts 1\.0 s of 5 s"):
         read_sound(tmp_path / "short.wav", 5)
     write_wav(tmp_path / "slow.wav", np.zeros(16_000 * 5), rate=16_000)
-    assert read_sound(tmp_path / "slow.wav", 5).shape == (5, 32_000)  # resampled
+    with pytest.warns(UserWarning, match="sound files of 16000 Hz are resampled to 32000 Hz"):
+        assert read_sound(tmp_path / "slow.wav", 5).shape == (5, 32_000)
+    write_wav(tmp_path / "none.wav", np.zeros(0))
+    with pytest.raises(ValueError, match=r"none\.wav: sound lasts 0\.0 s of 5 s"):
+        read_sound(tmp_path / "none.wav", 5)
     with pytest.raises(ValueError, match="class 'Flute' does not occur in the val split"):
         class_missing([k for k in range(28) if k != 8], AVE_CLASSES, "val")
+    copy = tmp_path / "copy"
+    shutil.copytree(root / "av" / "annotations", copy / "av" / "annotations")
+    for name in ("AVE", "LLP"):
+        (copy / "av" / name).mkdir()
+    shutil.copytree(root / "av" / "VGGSound40K", copy / "av" / "VGGSound40K")
+    monkeypatch.setenv("COMPANION_DATA", str(copy))
+    with h5py.File(copy / "av/annotations/AVE/val_order.h5", "w") as file:
+        file["order"] = np.arange(1, 28)
+    with pytest.raises(ValueError, match="class 'Church bell' does not occur in the val split"):
+        media.AVE("val", FRONT)
+    weak = copy / "av/annotations/LLP" / media.LLP.FILES["val"]
+    weak.write_text("".join(x for x in weak.read_text().splitlines(keepends=True) if "Blender" not in x))
+    with pytest.raises(ValueError, match=r"class 'Blender' does not occur in the val split \(1 of 25"):
+        media.LLP("val", FRONT)
+    table = copy / "av/VGGSound40K/vggsound-avel40k_labels.csv"
+    with pytest.raises(ValueError, match=r"vggsound-avel40k_labels\.csv has no video of the test split"):
+        media.VGGSound40K("test", FRONT)
+    table.write_text("".join(x for x in table.read_text().splitlines(keepends=True) if "dog" not in x))
+    with pytest.raises(ValueError, match="class 'dog' does not occur in the train split"):
+        media.VGGSound40K("train", FRONT)
     monkeypatch.delenv("COMPANION_DATA")
-    with pytest.raises(datasets.DataMissing, match=r"av/annotations/AVE/Annotations\.txt is needed"):
+    with pytest.raises(
+        datasets.DataMissing, match=r"AVE/Annotations\.txt is needed \(.*YapengTian/AVE-ECCV18\); set COMP"
+    ):
         full.run("ave")
+    with pytest.raises(
+        datasets.DataMissing, match=r"HTSAT_AudioSet_Saved_1\.ckpt is needed \(weights: .*HTS-Audio"
+    ):
+        media.find("av/HTSAT_AudioSet_Saved_1.ckpt")
 
 
 def test_vggsound40k_reader(root, tmp_path):
@@ -531,6 +576,9 @@ def test_vggsound40k_reader(root, tmp_path):
     bad = tmp_path / "bad.csv"
     bad.write_text('category,video_id,label,split\ncat,1,"[0, 1]",train\n')
     with pytest.raises(ValueError, match="line 2: label '\\[0, 1\\]' is not a list of 10"):
+        read_vggsound40k(bad, table.with_name("VggsoundAVEL40kCategories.txt"))
+    bad.write_text(f'category,video_id,label,split\ncat,abc,"{[0, 1] * 5}",train\n')
+    with pytest.raises(ValueError, match="line 2: video_id 'abc' is not a number"):
         read_vggsound40k(bad, table.with_name("VggsoundAVEL40kCategories.txt"))
     bad.write_text("category,label,split\n")
     with pytest.raises(ValueError, match="column 'video_id' is missing"):

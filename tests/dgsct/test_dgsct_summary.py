@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -120,9 +121,9 @@ SAID = {
 @pytest.mark.parametrize(("where", "sign"), SAID.items())
 def test_the_chapters_words_are_what_the_records_say(where, sign):
     table, column, row, than = where
-    # the sentences speak of three seeds
-    text = summary.differences(table, "reduced", [column], row, [than])
-    assert text.count(" (3)</td>") == 1
+    # what is said of localisation and the other tasks speaks of three seeds
+    (seeds,) = re.findall(r" \((\d+)\)</td>", summary.differences(table, "reduced", [column], row, [than]))
+    assert int(seeds) >= 3 if table == "ablation" else int(seeds) == 3
     mean, half = summary.gain(table, "reduced", column, row, than).replace("−", "-").split(" ± ")
     assert (float(mean) > float(half)) == (sign > 0)
     assert float(mean) > -float(half)

@@ -7,6 +7,7 @@ Waveform [32 kHz] -> STFT 1024 / hop 320, Hann, reflect -> power -> 64 Slaney me
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,7 @@ class Clip:
     sounds: Tensor  # [T, rate] float
     resampled_from: int | None  # the file's rate where it was not the wanted one
     missing: float = 0.0  # seconds of silence that were added at the end
+    repeated: int = 0  # frames at the end that repeat the last one, because the picture ended
 
 
 def read_clip(path: Path | str, segments: int = 10, rate: int = RATE, allow_short: bool = False,
@@ -71,16 +73,18 @@ def read_clip(path: Path | str, segments: int = 10, rate: int = RATE, allow_shor
     Args:
         segments: seconds that are kept.
         rate: samples per second of the result; a file with another rate is resampled, and `Clip.resampled_from` says so.
-        allow_short: pad a sound that ends early with silence instead of refusing it.
+        allow_short: fill a sound that ends early with silence, and a picture with its last frame, instead of refusing them.
         stride: a second is kept every `stride` seconds.
 
     Raises:
-        ValueError: no video, no sound, sound shorter than the clip, a corrupt frame, or a file that cannot be decoded;
-            one sentence.
+        ValueError: no video, no sound, sound or picture shorter than the clip, a corrupt frame, or a file that cannot be
+            decoded; one sentence.
     """
     import av
     import numpy as np
 
+    if min(segments, stride) < 1:
+        raise ValueError(f"segments is {segments}, stride {stride}; both start at 1")
     name, need = Path(path).name, ((segments - 1) * stride + 1) * rate
     wanted = [k * stride + 0.5 for k in range(segments)]
     frames, last, parts = [], None, []
@@ -112,7 +116,12 @@ def read_clip(path: Path | str, segments: int = 10, rate: int = RATE, allow_shor
         raise ValueError(f"{name} cannot be decoded ({error.strerror})") from None
     if last is None:
         raise ValueError(f"{name} holds no frame that can be decoded")
-    frames += [last.to_ndarray(format="rgb24")] * (segments - len(frames))
+    repeated = segments - len(frames)
+    # the last frame of a video that is whole may come a little before the middle of its last second
+    if repeated and not allow_short and (repeated > 1 or wanted[-1] - (last.time or 0.0) > 0.5):
+        raise ValueError(f"{name}: the picture ends at {last.time or 0:.1f} s of {need / rate:.0f} s; "
+                         "pass allow_short=True to repeat its last frame")  # fmt: skip
+    frames += [last.to_ndarray(format="rgb24")] * repeated
     wave = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     missing = max(0, need - len(wave))
     # an encoder may cut or pad a few milliseconds; half a second is not that
@@ -122,11 +131,14 @@ def read_clip(path: Path | str, segments: int = 10, rate: int = RATE, allow_shor
     wave = np.pad(wave[:need], (0, missing)).astype(np.float32)
     kept = np.stack([wave[k * stride * rate :][:rate] for k in range(segments)])
     pictures = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-    return Clip(pictures, torch.from_numpy(kept), original if original != rate else None, missing / rate)
+    return Clip(pictures, torch.from_numpy(kept), original if original != rate else None, missing / rate,
+                repeated)  # fmt: skip
 
 
 def read_sound(path: Path | str, seconds: int, rate: int = RATE) -> Tensor:
-    """Mono sound of an audio file as `[seconds, rate]`, resampled to `rate`; up to half a second is filled.
+    """Mono sound of an audio file as `[seconds, rate]`; up to half a second is filled.
+
+    A file of another rate is resampled, with a warning (once per rate).
 
     Raises ValueError for a file that cannot be decoded or ends earlier than that.
     """
@@ -138,12 +150,15 @@ def read_sound(path: Path | str, seconds: int, rate: int = RATE) -> Tensor:
         with av.open(str(path)) as file:
             if not file.streams.audio:
                 raise ValueError(f"{name} has no sound")
+            original = file.streams.audio[0].rate
             to_mono = av.AudioResampler(format="flt", layout="mono", rate=rate)
             parts = [p.to_ndarray().ravel() for f in file.decode(audio=0) for p in to_mono.resample(f)]
             parts += [p.to_ndarray().ravel() for p in to_mono.resample(None)]
     except av.FFmpegError as error:
         raise ValueError(f"{name} cannot be decoded ({error.strerror})") from None
-    wave, need = np.concatenate(parts), seconds * rate
+    if original != rate:  # no name in it: Python shows an equal warning once
+        warnings.warn(f"sound files of {original} Hz are resampled to {rate} Hz", stacklevel=2)
+    wave, need = np.concatenate([np.zeros(0, np.float32), *parts]), seconds * rate
     if len(wave) < need - rate // 2:
         raise ValueError(f"{name}: sound lasts {len(wave) / rate:.1f} s of {seconds} s")
     wave = np.pad(wave[:need], (0, max(0, need - len(wave)))).astype(np.float32)

@@ -1,7 +1,7 @@
 """Readers for the public annotation files of AVE, LLP, AVSBench and MUSIC-AVQA, in the formats they are shared in.
 
 Files only; media are read by `companion.dgsct.audio.read_clip`. Every reader raises ValueError with the file, the
-line and what was expected.
+line or entry and what was expected.
 """
 
 from __future__ import annotations
@@ -81,11 +81,16 @@ def read_ave_split(annotations: Path | str, order: Path | str) -> list[Event]:
     """The events that an order file (`train_order.h5`, ...) names by their line numbers."""
     import h5py
 
-    events = read_ave(annotations)
-    with h5py.File(order) as file:
-        index = np.asarray(file["order"])
-    if index.max(initial=0) >= len(events):
-        raise ValueError(f"{Path(order).name} names event {index.max()}, but there are {len(events)}")
+    events, name = read_ave(annotations), Path(order).name
+    try:
+        with h5py.File(order) as file:
+            index = np.asarray(file["order"]).reshape(-1)
+    except (OSError, KeyError):
+        raise ValueError(
+            f"{name} is missing, or not an HDF5 file with a data set 'order' of line numbers"
+        ) from None
+    if len(wrong := index[(index < 0) | (index >= len(events))]):
+        raise ValueError(f"{name} names event {wrong[0]}, but there are {len(events)}, counted from 0")
     return [events[k] for k in index]
 
 
@@ -117,8 +122,10 @@ def _table(path: Path | str, header: tuple[str, ...]) -> Iterable[tuple[str, dic
                 f"{Path(path).name}: columns are {reader.fieldnames}, expected {', '.join(header)} by tabs"
             )
         for number, row in enumerate(reader, 2):
-            if None in row.values():
-                raise ValueError(f"{Path(path).name} line {number}: fewer than {len(header)} columns")
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{Path(path).name} line {number}: {len(header)} columns by tabs are expected"
+                )
             yield f"{Path(path).name} line {number}", row
 
 
@@ -137,6 +144,10 @@ def read_llp_dense(path: Path | str) -> dict[str, np.ndarray]:
     """Second-level labels of one modality (`AVVP_eval_audio.csv`, `AVVP_eval_visual.csv`): video -> `[25, 10]`."""
     out: dict[str, np.ndarray] = {}
     for place, row in _table(path, ("filename", "onset", "offset", "event_labels")):
+        if not (row["onset"].isdigit() and row["offset"].isdigit()):
+            raise ValueError(
+                f"{place}: onset {row['onset']!r} and offset {row['offset']!r} are not whole seconds"
+            )
         start, stop = int(row["onset"]), int(row["offset"])
         # the published files hold events that end where, or before, they begin (9 to 9, 9 to 0): they mark no second
         if not (0 <= start <= SEGMENTS and 0 <= stop <= SEGMENTS):
@@ -172,6 +183,9 @@ def llp_single_label(targets: np.ndarray) -> np.ndarray:
 # --- MUSIC-AVQA --------------------------------------------------------------------------------------
 
 
+AVQA_KEYS = ("video_id", "question_id", "type", "question_content", "templ_values", "anser")
+
+
 @dataclass(frozen=True)
 class Question:
     """One question with its template filled. `kind` is (modality, type), e.g. ("Audio-Visual", "Counting")."""
@@ -187,11 +201,23 @@ def read_avqa(path: Path | str) -> list[Question]:
     """`avqa-{train,val,test}.json`, plain or gzipped (the answer's key is spelled `anser` in the files)."""
     path = Path(path)
     content = path.read_bytes()
-    rows = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+    try:
+        rows = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path.name} cannot be read as JSON ({error})") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path.name} is not a list of questions")
     questions = []
-    for row in rows:
-        place = f"{path.name} question {row.get('question_id')} of {row.get('video_id')}"
-        kind, values = json.loads(row["type"]), json.loads(row["templ_values"])
+    for number, row in enumerate(rows, 1):
+        if missing := [key for key in AVQA_KEYS if key not in row]:
+            raise ValueError(
+                f"{path.name} entry {number}: {missing[0]!r} is missing; it needs {', '.join(AVQA_KEYS)}"
+            )
+        place = f"{path.name} question {row['question_id']} of {row['video_id']}"
+        try:
+            kind, values = json.loads(row["type"]), json.loads(row["templ_values"])
+        except (TypeError, json.JSONDecodeError):
+            raise ValueError(f"{place}: type and templ_values are not lists written as JSON") from None
         words, k = row["question_content"].rstrip(" ?").split(), 0
         for at, word in enumerate(words):
             if "<" in word:
@@ -329,6 +355,8 @@ def read_vggsound40k(table: Path | str, categories: Path | str) -> list[Segmente
                 raise ValueError(
                     f"{place}: label {row['label']!r} is not a list of {SEGMENTS} zeros and ones"
                 )
+            if not row["video_id"].removesuffix(".0").isdigit():
+                raise ValueError(f"{place}: video_id {row['video_id']!r} is not a number")
             labels = tuple(known if flag else len(names) for flag in flags)
             out.append(Segmented(f"{int(float(row['video_id'])):06d}", row["category"], row["split"], labels))
     return out

@@ -60,7 +60,8 @@ def one(video: Path, out: Path, segments: int, stride: int, allow_short: bool) -
     name = f"waves/{video.stem}.npy"
     files[name] = _write(out / name, wave.getvalue())
     return {"video": video.name, "sha256": _digest(video.read_bytes()), "segments": segments, "stride": stride,
-            "resampled_from": clip.resampled_from, "silence_s": round(clip.missing, 3), "files": files}  # fmt: skip
+            "resampled_from": clip.resampled_from, "silence_s": round(clip.missing, 3),
+            "repeated_frames": clip.repeated, "files": files}  # fmt: skip
 
 
 def manifest(out: Path) -> dict[str, dict[str, Any]]:
@@ -93,7 +94,7 @@ def extract(videos: Path | str, out: Path | str, segments: int = 10, stride: int
         segments: seconds that are kept, one frame each.
         stride: a second is kept every `stride` seconds (6 spreads ten over a minute; which ten seconds of
             MUSIC-AVQA's minutes the authors kept is unknown).
-        allow_short: fill sounds that end early with silence.
+        allow_short: fill sounds that end early with silence, and pictures with their last frame.
         verify: check the contents of finished videos by their checksums, not only that files exist.
 
     Returns:
@@ -173,7 +174,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--segments", type=int, default=10, help="seconds to keep per video")
     parser.add_argument("--stride", type=int, default=1, help="keep a second every STRIDE seconds")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--allow-short", action="store_true", help="fill short sounds with silence")
+    parser.add_argument(
+        "--allow-short",
+        action="store_true",
+        help="fill short sounds with silence and short pictures with their last frame",
+    )
     parser.add_argument("--verify", action="store_true", help="check finished videos by their checksums")
     args = parser.parse_args(argv)
     try:

@@ -351,11 +351,11 @@ def weights(encoder: DualGuidedEncoder, visual: str, audio: str) -> None:
     from companion.dgsct.towers import htsat_tower, swinv2_tower
 
     if "." in visual.rpartition("/")[2]:
-        checkpoints.load_timm_swinv2(encoder.visual.model, checkpoints.read(datasets.find(visual)))
+        checkpoints.load_timm_swinv2(encoder.visual.model, checkpoints.read(media.find(visual)))
     else:
         encoder.visual.load_state_dict(_from_hub(swinv2_tower, visual).state_dict())
     if "." in audio.rpartition("/")[2]:
-        checkpoints.load_htsat(encoder.audio.encoder, checkpoints.read(datasets.find(audio)))
+        checkpoints.load_htsat(encoder.audio.encoder, checkpoints.read(media.find(audio)))
     else:
         encoder.audio.load_state_dict(_from_hub(htsat_tower, audio).state_dict())
 

@@ -20,6 +20,14 @@ from companion import datasets
 from companion.dgsct import data
 from companion.dgsct.audio import RATE, LogMel, read_sound, repeat_to
 
+SOURCES = {
+    "AVE": "videos and annotations: github.com/YapengTian/AVE-ECCV18",
+    "LLP": "videos, features and annotations: github.com/YapengTian/AVVP-ECCV20",
+    "AVSBench": "on request: avlbench.opennlplab.cn/download",
+    "MUSIC-AVQA": "videos and questions: gewu-lab.github.io/MUSIC-AVQA",
+    "VGGSound40K": "labels: github.com/haoyi-duan/DG-SCT, videos: github.com/hche11/VGGSound",
+    "HTSAT_AudioSet_Saved_1.ckpt": "weights: github.com/RetroCirce/HTS-Audio-Transformer",
+}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -45,6 +53,17 @@ class FrontEnd:
             return self.logmel(repeat_to(waves, self.samples))
 
 
+def find(name: str) -> Path:
+    """`datasets.find`, with the set's own source in the sentence where `name` is missing."""
+    try:
+        return datasets.find(name)
+    except datasets.DataMissing:
+        source = next((f" ({text})" for part, text in SOURCES.items() if part in name.split("/")), "")
+        raise datasets.DataMissing(
+            f"{name} is needed{source}; set COMPANION_DATA to the folder that holds {name}"
+        ) from None
+
+
 def picture(path: Path, mode: str = "RGB") -> np.ndarray:
     """An image file as uint8 `[H, W, 3]` (or `[H, W]` in mode "L"). Raises ValueError when it cannot be read."""
     from PIL import Image, UnidentifiedImageError
@@ -60,6 +79,21 @@ def picture(path: Path, mode: str = "RGB") -> np.ndarray:
         ) from None
 
 
+def array(path: Path, hint: str = "extract the videos first (companion.dgsct.extract)") -> np.ndarray:
+    """A `.npy` file of real numbers as float32. Raises DataMissing, or ValueError where it holds anything else."""
+    if not path.is_file():
+        raise datasets.DataMissing(f"{path} is missing; {hint}")
+    try:
+        found = np.load(path)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path.name} cannot be read ({error}); extract it again") from None
+    if found.dtype.kind != "f":
+        raise ValueError(f"{path.name} holds {found.dtype}; float32 is expected (sound between -1 and 1)")
+    if not np.isfinite(found).all():
+        raise ValueError(f"{path.name} holds values that are not finite; extract it again")
+    return found.astype(np.float32)
+
+
 class Extracted:
     """`frames/<video>/*.jpg` and `waves/<video>.npy` below a folder."""
 
@@ -73,17 +107,22 @@ class Extracted:
             raise datasets.DataMissing(
                 f"{self.root / 'frames' / video} holds no frames; extract the videos first (companion.dgsct.extract)"
             )
+        if len(found) < count:
+            raise ValueError(
+                f"{video} has {len(found)} frames; {count} segments need {count}; extract it again"
+            )
         at = np.linspace(1, len(found), count, dtype=int) - 1
-        return torch.from_numpy(np.stack([picture(found[k]) for k in at])).permute(0, 3, 1, 2)
+        shown = [picture(found[k]) for k in at]
+        if len(sizes := sorted({x.shape[:2] for x in shown})) > 1:
+            raise ValueError(
+                f"frames of {video} differ in size ({sizes[0]} and {sizes[1]}); extract it again"
+            )
+        return torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)
 
     def waves(self, video: str, count: int, rate: int = RATE) -> Tensor:
         """Seconds of sound `[count, rate]`. Raises ValueError when the file holds another number of samples."""
         path = self.root / "waves" / f"{video}.npy"
-        if not path.is_file():
-            raise datasets.DataMissing(
-                f"{path} is missing; extract the videos first (companion.dgsct.extract)"
-            )
-        wave = np.load(path).astype(np.float32).reshape(-1)
+        wave = array(path).reshape(-1)
         if len(wave) != count * rate:
             raise ValueError(
                 f"{path.name} holds {len(wave)} samples; {count} seconds at {rate} Hz need {count * rate}"
@@ -111,8 +150,8 @@ class AVE(_Set):
     """AVE: `labels [10]`, class per second, 28 = background. `shots` keeps the first videos of each class."""
 
     def __init__(self, split: str, front: FrontEnd, shots: int = 0) -> None:
-        notes = datasets.find("av/annotations/AVE/Annotations.txt")
-        self.media, self.front = Extracted(datasets.find("av/AVE")), front
+        notes = find("av/annotations/AVE/Annotations.txt")
+        self.media, self.front = Extracted(find("av/AVE")), front
         events = data.read_ave_split(notes, notes.with_name(f"{split}_order.h5"))
         self.events = data.few_shot_ave(events, shots) if shots else events
         if not shots:
@@ -137,12 +176,15 @@ class LLP(_Set):
     FILES = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}  # noqa: RUF012
 
     def __init__(self, split: str, front: FrontEnd, motion: bool = True, shots: int = 0) -> None:
-        notes = datasets.find(f"av/annotations/LLP/{self.FILES[split]}")
-        self.root, self.front, self.motion = datasets.find("av/LLP"), front, motion
+        notes = find(f"av/annotations/LLP/{self.FILES[split]}")
+        self.root, self.front, self.motion = find("av/LLP"), front, motion
         self.media, self.weak = Extracted(self.root), data.read_llp_weak(notes)
         if shots:
             chosen = data.few_shot_llp(self.weak, shots)
             self.weak = {video: self.weak[video] for video in chosen}
+        else:
+            found = (int(k) for weak in self.weak.values() for k in np.flatnonzero(weak))
+            data.class_missing(found, data.LLP_CLASSES, split)
         self.names = list(self.weak)
         self.dense = {}
         if split != "train":
@@ -163,11 +205,7 @@ class LLP(_Set):
         out |= {side: torch.from_numpy(truth.get(name, none)) for side, truth in self.dense.items()}
         if self.motion:
             path = self.root / "st" / f"{name[:11]}.npy"
-            if not path.is_file():
-                raise datasets.DataMissing(
-                    f"{path} is missing: LLP's R(2+1)D features (st_dir of github.com/YapengTian/AVVP-ECCV20)"
-                )
-            motion = np.load(path).astype(np.float32)
+            motion = array(path, "LLP's R(2+1)D features are st_dir of github.com/YapengTian/AVVP-ECCV20")
             at = np.linspace(0, len(motion) - 1, data.SEGMENTS).round().astype(int)
             out["motion"] = torch.from_numpy(motion[at])
         return out
@@ -178,7 +216,7 @@ class AVSBench(_Set):
 
     def __init__(self, task: str, split: str, front: FrontEnd) -> None:
         source, folder = {"s4": ("Single-source", "s4_data"), "ms3": ("Multi-sources", "ms3_data")}[task]
-        table = datasets.find(f"av/AVSBench/{source}/{task}_meta_data.csv")
+        table = find(f"av/AVSBench/{source}/{task}_meta_data.csv")
         self.items = [x for x in data.read_avs(table, table.parent / folder, task) if x.split == split]
         if not self.items:
             raise ValueError(f"{table.name} has no clip of the {split} split")
@@ -200,7 +238,7 @@ class AVQA(_Set):
     """MUSIC-AVQA: `question [14]`, `answer`; with `negatives` also `other`, frames of another video."""
 
     def __init__(self, split: str, front: FrontEnd, negatives: bool = False, seed: int = 0) -> None:
-        self.media, self.front, self.negatives = Extracted(datasets.find("av/MUSIC-AVQA")), front, negatives
+        self.media, self.front, self.negatives = Extracted(find("av/MUSIC-AVQA")), front, negatives
         self.questions = data.read_avqa(self._notes(split))
         known = self.questions if split == "train" else data.read_avqa(self._notes("train"))
         self.vocabulary = data.Vocabulary(known)
@@ -214,11 +252,11 @@ class AVQA(_Set):
 
     @staticmethod
     def _notes(split: str) -> Path:
-        folder = datasets.find("av/annotations/MUSIC-AVQA")
+        folder = find("av/annotations/MUSIC-AVQA")
         for name in (f"avqa-{split}.json", f"avqa-{split}.json.gz"):
             if (folder / name).is_file():
                 return folder / name
-        return datasets.find(f"av/annotations/MUSIC-AVQA/avqa-{split}.json")
+        return find(f"av/annotations/MUSIC-AVQA/avqa-{split}.json")
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -238,11 +276,16 @@ class VGGSound40K(_Set):
     """VGG-Sound(40K): `labels [10]`, class per second; the last number is background."""
 
     def __init__(self, split: str, front: FrontEnd) -> None:
-        table = datasets.find("av/VGGSound40K/vggsound-avel40k_labels.csv")
+        table = find("av/VGGSound40K/vggsound-avel40k_labels.csv")
         names = table.with_name("VggsoundAVEL40kCategories.txt")
         items = data.read_vggsound40k(table, names)
         self.categories = [x.strip() for x in names.read_text(encoding="utf-8-sig").splitlines() if x.strip()]
         self.items = [x for x in items if x.split == split]
+        if not self.items:
+            raise ValueError(f"{table.name} has no video of the {split} split")
+        if split == "train":
+            known = {name: k for k, name in enumerate(self.categories)}
+            data.class_missing((known[x.category] for x in self.items), tuple(self.categories), split)
         self.media, self.front = Extracted(table.parent), front
 
     def __len__(self) -> int:
