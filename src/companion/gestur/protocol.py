@@ -209,7 +209,7 @@ def train(algorithm: Erm, domains: Sequence[Any], targets: Sequence[int | str] |
         targets: numbers (in sorted order) or names of the domains that are left out; a single one needs no list.
         watch: called as `watch(step, algorithm)` before every update (for analyses).
         folder: a checkpoint is kept there after every evaluation; called again, the training goes on from it and
-            ends with the same numbers (on one device).
+            ends with the same numbers (on one device). A new training seeds torch's global random state.
         stop_after: leave after this many evaluations in this call.
 
     Raises:
@@ -236,6 +236,9 @@ def train(algorithm: Erm, domains: Sequence[Any], targets: Sequence[int | str] |
         began, trial.log = state["step"] + 1, state["log"]
         if average:
             average.restore(state["swad"], algorithm.predictor)
+    else:
+        # what a method draws itself (mixtures, dropout) hangs on this training's seed, not on what ran before it
+        torch.manual_seed(generator(config.seed, "method").initial_seed())
     left = stop_after
     progress = tqdm(range(began, config.steps), desc=f"without {'+'.join(trial.target)}", unit="step",
                     initial=began, total=config.steps, mininterval=5, disable=config.steps < 1000)  # fmt: skip
