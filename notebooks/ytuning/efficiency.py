@@ -185,7 +185,7 @@ else:
     }
     outcome |= {"feature_pass_s": measured["feature_pass_s"],
                 "break-even": rows.get("fine-tuning", {}).get("break_even_epochs"),
-                "break-even-lora": rows["lora"].get("break_even_epochs"),
-                "break-even-uncached": rows["y-tuning"].get("break_even_epochs")}  # fmt: skip
+                "break-even-lora": rows.get("lora", {}).get("break_even_epochs"),
+                "break-even-uncached": rows.get("y-tuning", {}).get("break_even_epochs")}  # fmt: skip
 device = next((m["device"] for m in measured["rows"].values()), "counted")
 path = run.save(outcome, notes={"device": device})

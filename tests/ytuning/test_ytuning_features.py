@@ -9,7 +9,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from companion.ytuning import features
+from companion.ytuning import features, streaming
 from companion.ytuning.features import Noisy, estimate, extract, open_entry
 
 TEXTS = ["the cat sat on the mat", "the dog ran", "a very happy dog", "the dog ran"]
@@ -188,6 +188,17 @@ def test_a_full_disk_is_said_before_anything_is_computed(make_encoder, tmp_path,
     with pytest.raises(OSError, match=r"take 608 B but .* has 10 B free"):
         extract(encoder, TEXTS, folder=tmp_path, quiet=True)
     assert not seen
+
+
+def test_a_file_in_the_place_of_the_cache_is_said(make_encoder, tmp_path):
+    encoder, file = make_encoder(), tmp_path / "cache"
+    file.write_text("kept")
+    for folder in (file, file / "below"):
+        with pytest.raises(NotADirectoryError, match="a file is in its place; give a folder"):
+            extract(encoder, ["a dog"], folder=folder, quiet=True)
+        with pytest.raises(NotADirectoryError, match="a file is in its place; give a folder"):
+            streaming.extract_pieces(encoder, ["a dog"], folder=folder, quiet=True)
+    assert file.read_text() == "kept"
 
 
 def test_a_disk_that_fills_up_meanwhile_stops_the_pass_with_a_sentence(make_encoder, tmp_path, monkeypatch):

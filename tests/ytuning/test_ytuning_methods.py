@@ -690,6 +690,10 @@ def test_a_dry_run_takes_a_step_and_says_when_it_cannot(monkeypatch):
     assert found["trainable"] > 0
     assert found["step_s"] >= 0
     assert cost.dry_run({"backbone": "tiny", "batch": 2, "tokens": 8})["trainable"] == found["trainable"]
+    half = cost.dry_run({"backbone": "tiny", "batch": 2, "tokens": 8, "width": 16, "rates": "1e-3"})
+    assert half["trainable"] < found["trainable"]
+    double = cost.dry_run({"backbone": "tiny", "batch": 2, "tokens": 8, "layers": 2})
+    assert double["trainable"] > 1.5 * found["trainable"]
     with pytest.raises(ValueError, match="method is 'count'; choose"):
         cost.dry_run({"method": "count", "backbone": "tiny"})
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("m", (), {"available": 2**30})())

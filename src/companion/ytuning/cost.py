@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +81,23 @@ def build(name: str) -> nn.Module:
     return hf.RobertaModel(hf.RobertaConfig(**sizes, type_vocab_size=1), add_pooling_layer=False)
 
 
-def head(method: str, width: int, heads: int, feed_forward: int, layers: int, labels: int) -> nn.Module:
-    """The trained part of a method that leaves the encoder alone, at the encoder's own width."""
+def head(method: str, s: Shape, labels: int, **options: Any) -> nn.Module:
+    """The trained part of a method that leaves the encoder alone, at the encoder's own width.
+
+    `options` are fields of `YTuningConfig` for the Y-Tuning methods; a `width` brings its own heads and feed-forward.
+    """
     if method in ("y-tuning", "y-tuning-cached"):
-        return YTuning(
-            YTuningConfig({"task": [str(k) for k in range(labels)]}, width, width, heads, feed_forward)
-        )
+        if "width" not in options:
+            options = {"width": s.width, "heads": s.heads, "feed_forward": s.feed_forward} | options
+        return YTuning(YTuningConfig({"task": [str(k) for k in range(labels)]}, s.width, **options))
     if method.startswith("linear-"):
-        return LinearProbe(width, labels, method.removeprefix("linear-"))
+        return LinearProbe(s.width, labels, method.removeprefix("linear-"))
     if method == "attention-pool":
-        return AttentionPool(width, labels, width, heads, feed_forward)
+        return AttentionPool(s.width, labels, s.width, s.heads, s.feed_forward)
     if method == "label-tuning":
-        return LabelTuning(width, labels)
+        return LabelTuning(s.width, labels)
     if method == "ladder":
-        return Ladder(width, layers + 1, labels)
+        return Ladder(s.width, s.layers + 1, labels)
     raise ValueError(f"method is {method!r}; choose {', '.join(METHODS)}")
 
 
@@ -129,11 +132,13 @@ class _Meter:
 
 
 def measure(method: str, backbone: str, *, batch: int = 32, tokens: int = 128, labels: int = 2, steps: int = 5,
-            warmup: int = 1, device: str | None = None, precision: str = "float32") -> dict[str, Any]:  # fmt: skip
+            warmup: int = 1, device: str | None = None, precision: str = "float32",
+            options: Mapping[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
     """Train `method` for at least `steps` steps on random inputs [batch, tokens]; median step time and peak memory.
 
     On a GPU peak memory is all that torch allocated, weights included; on a CPU it is what the steps added to
     the process after the model was loaded. `y-tuning-cached` never builds the model: its inputs are features.
+    `options` are fields of `YTuningConfig` for the Y-Tuning methods.
 
     Raises ValueError for an unknown method or shape.
     """
@@ -149,7 +154,7 @@ def measure(method: str, backbone: str, *, batch: int = 32, tokens: int = 128, l
         if method in TUNED:
             model = _Through(encoder, s.width, labels, method)
         else:
-            model = head(method, s.width, s.heads, s.feed_forward, s.layers, labels).to(kind)
+            model = head(method, s, labels, **options or {}).to(kind)
             if encoder is not None:
                 encoder.eval().requires_grad_(False)
         ids = torch.randint(5, s.vocabulary, (batch, tokens))
@@ -198,7 +203,7 @@ def measure(method: str, backbone: str, *, batch: int = 32, tokens: int = 128, l
 def _settle(place: torch.device) -> None:
     """A training step of a tiny head: the libraries that torch loads for its first step belong to no method."""
     with place:
-        model = head("y-tuning", 64, 2, 256, 1, 2)
+        model = head("y-tuning", Shape("", 1, 64, 2, 256, 1), 2)
         optimizer = torch.optim.AdamW(model.parameters())
         scores = model(torch.zeros(8, 16, 64), torch.zeros(8, 16, dtype=torch.bool))
         model.loss(scores, torch.zeros(8, dtype=torch.long)).backward()
@@ -355,7 +360,7 @@ def counted(
         if method in TUNED:
             model = _Through(encoder, s.width, labels, method)
         else:
-            model = head(method, s.width, s.heads, s.feed_forward, s.layers, labels)
+            model = head(method, s, labels)
             if encoder is not None:
                 encoder.eval().requires_grad_(False)
         ids = torch.zeros(batch, tokens, dtype=torch.long)
@@ -411,7 +416,7 @@ def cache_bytes(examples: int, tokens: int, backbone: str) -> int:
 
 
 def dry_run(parameters: dict[str, Any]) -> dict[str, Any]:
-    """One step of the cell's method at its full size, with random weights and inputs.
+    """One step of the cell's method at its full size, with random weights and inputs; a Y-Tuning head has the cell's form.
 
     Where this machine's memory is too small the model is only counted, and the report says so. Tables that compare
     all methods of a model name none; they get the step of Y-Tuning without a cache.
@@ -432,7 +437,9 @@ def dry_run(parameters: dict[str, Any]) -> dict[str, Any]:
         batch = min(batch, 2)
     if method != "y-tuning-cached" and gib * 1.2 > free:
         return {"parameters": total, "step": f"not taken: needs about {gib:.0f} GiB, {free:.0f} are free"}
-    found = measure(method, backbone, batch=batch, tokens=tokens, steps=1, warmup=0)
+    form = {field.name for field in fields(YTuningConfig)} - {"tasks", "width_in", "label_init"}
+    options = {k: v for k, v in parameters.items() if k in form} if method.startswith("y-tuning") else None
+    found = measure(method, backbone, batch=batch, tokens=tokens, steps=1, warmup=0, options=options)
     return {"parameters": total, "trainable": found["trainable"], "share_percent": round(found["share"], 3),
             "batch": batch, "step_s": round(found["step_ms"] / 1000, 3),
             "peak_mib": found["peak_mib"] and round(found["peak_mib"])}  # fmt: skip

@@ -116,6 +116,21 @@ def check_space(size: int, folder: Path, what: str) -> None:
                       "space, choose another folder, fewer texts, or stream them")  # fmt: skip
 
 
+def folder_of(folder: Path | str | None) -> Path:
+    """The cache's folder (default: `default_folder()`), made where it is missing.
+
+    Raises NotADirectoryError where it, or a folder above it, is a file.
+    """
+    base = Path(folder) if folder else default_folder()
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(
+            f"{base} is no folder for the features: a file is in its place; give a folder"
+        ) from None
+    return base
+
+
 def _known(number: str) -> str:
     if number not in FORMATS:
         raise ValueError(f"number format is {number!r}; choose {', '.join(FORMATS)}")
@@ -167,6 +182,7 @@ def extract(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] |
 
     Raises:
         OSError: where the disk has too little space, before anything is computed.
+        NotADirectoryError: where `folder` is a file.
         ValueError: for an empty text or an unknown number format.
     """
     check_texts(texts, pairs)
@@ -179,9 +195,8 @@ def extract(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence[str] |
                         first.truncated + second.truncated, first.folder, second)  # fmt: skip
     check_tokenizer(encoder)
     given = list(zip(texts, pairs, strict=True)) if pairs is not None else list(texts)
-    base = Path(folder) if folder else default_folder()
+    base = folder_of(folder)
     entry, inputs = entry_folder(encoder, texts, pairs, number, base)
-    base.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{entry}.lock"):
         if not _whole(entry):
             _compute(entry, encoder, *_split(inputs, pairs is not None), number, batch_tokens, quiet)

@@ -76,6 +76,7 @@ def extract_pieces(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence
 
     Raises:
         OSError: where the disk has too little space for all pieces.
+        NotADirectoryError: where `folder` is a file.
         ValueError: for an empty text, pairs that do not match, an unknown number format, or a piece below 1.
     """
     check_texts(texts, pairs)
@@ -85,8 +86,7 @@ def extract_pieces(encoder: FrozenEncoder, texts: Sequence[str], pairs: Sequence
         raise ValueError(f"piece is {piece}; it counts texts and starts at 1")
     given = list(zip(texts, pairs, strict=True)) if pairs is not None else list(texts)
     inputs = sorted(set(given))
-    base = Path(folder) if folder else store.default_folder()
-    base.mkdir(parents=True, exist_ok=True)
+    base = store.folder_of(folder)
     cuts = [_columns(inputs[at : at + piece], pairs is not None) for at in range(0, len(inputs), piece)]
     bar = tqdm(cuts, desc="size of the features", unit="piece", disable=quiet or len(cuts) < 2)
     missing = 0
