@@ -344,6 +344,37 @@ def test_unseen_pairs_are_unseen_but_their_words_are_not():
         parsing.source("few-shot", 60, 0, shots=9)
 
 
+def test_the_colour_question_is_about_the_object_that_sounds_in_every_segment():
+    data = parsing.source("avqa-colour", 30, 3)
+    clips = parsing.clips(30, 3, always=True)
+    assert data.kinds == (("Audio-Visual", "Attribute"),) * 30
+    colours = clips.colours.gather(1, clips.source[:, None]).squeeze(1).tolist()
+    assert [parsing.ANSWERS[n] for n in data.tensors["answer"]] == [world.COLOURS[n] for n in colours]
+    assert (data.tensors["audible"] & data.tensors["visible"]).any(1).all()
+
+
+@pytest.mark.parametrize("row", parsing.ROWS)
+def test_the_colour_question_can_read_the_frame_through_the_map(row):
+    """Tokens that the map leaves out cannot change the answer; with an even map both heads answer alike."""
+    torch.manual_seed(0)
+    model, plain = parsing.Small("avqa-colour-map", row).eval(), parsing.Small("avqa-colour", row).eval()
+    plain.load_state_dict(model.state_dict())
+    batch = parsing.source("avqa-colour", 4, 0).batch(torch.arange(4))
+    found = model._features(batch)
+    even = torch.full_like(found.pool_visual, 1 / found.pool_visual.shape[-1])
+    for m in (model, plain):
+        m._features = lambda batch, **keep: found._replace(pool_visual=even)
+    torch.testing.assert_close(model.outputs(batch)[0], plain.outputs(batch)[0])
+    first = torch.zeros_like(even)
+    first[..., 0] = 1
+    changed = found.visual.clone()
+    changed[:, 1:] += 1
+    model._features = lambda batch, **keep: found._replace(pool_visual=first)
+    one = model.outputs(batch)[0]
+    model._features = lambda batch, **keep: found._replace(pool_visual=first, visual=changed)
+    torch.testing.assert_close(model.outputs(batch)[0], one)
+
+
 @pytest.mark.parametrize("task", parsing.TASKS)
 def test_small_tasks_train_and_are_scored(task):
     training.seed_everything(0)

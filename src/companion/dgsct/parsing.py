@@ -24,10 +24,11 @@ from companion.dgsct.prompts import FewShotHead
 from companion.dgsct.tasks import AVQAHead, AVVPHead
 from companion.dgsct.world import _RGB, COLOURS, MELS, QUADRANT, SHAPES, SIDE, TIME, draw, sound
 
-TASKS = ("avvp", "avs-s4", "avs-ms3", "avqa", "few-shot", "zero-shot")
+TASKS = ("avvp", "avs-s4", "avs-ms3", "avqa", "avqa-colour", "avqa-colour-map", "few-shot", "zero-shot")
 ROWS = ("late-fusion", "unguided", "dg-sct")
 SEGMENTS = 3
-HEADLINE = {"avvp": "segment-Type", "avs-s4": "m_j", "avs-ms3": "m_j", "avqa": "Avg", "few-shot": "accuracy",
+HEADLINE = {"avvp": "segment-Type", "avs-s4": "m_j", "avs-ms3": "m_j", "avqa": "Avg",
+            "avqa-colour": "Avg", "avqa-colour-map": "Avg", "few-shot": "accuracy",
             "zero-shot": "accuracy"}  # fmt: skip
 # (colour, shape) pairs that few- and zero-shot classes are made of; in zero-shot the last half is never trained on: three
 # colours of each shape, so that the sound, which tells the shape, does not tell the pair
@@ -133,12 +134,14 @@ QUESTIONS = (("Audio", "Counting", "how many heard"), ("Audio", "Existential", "
              ("Audio-Visual", "Location", "is what sounds left"), ("Audio-Visual", "Attribute", "what colour sounds"))  # fmt: skip
 
 
-def questions(data: World, seed: int) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
-    """One question per clip: word numbers `[V, 5]`, answer numbers `[V]`, (modality, type) of each."""
+def questions(
+    data: World, seed: int, choice: tuple[tuple[str, str, str], ...] = QUESTIONS
+) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+    """One question of `choice` per clip: word numbers `[V, 5]`, answer numbers `[V]`, (modality, type) of each."""
     random = np.random.default_rng([seed, 6])
     words, answers, kinds = [], [], []
     for n in range(len(data)):
-        modality, kind, text = QUESTIONS[random.integers(len(QUESTIONS))]
+        modality, kind, text = choice[random.integers(len(choice))]
         shape = int(random.integers(6))
         quadrant = data.shapes[n].tolist().index(shape) if shape in data.shapes[n] else -1
         heard = data.audible[n].any(1)
@@ -207,7 +210,7 @@ class Small(nn.Module):
             "avqa": lambda: AVQAHead(len(WORDS), len(ANSWERS), 48, 48),
         }
         masks = lambda: AVSHead((24, 48), 48, hidden=32, sound=16, grids=(8, 4), segments=SEGMENTS)  # noqa: E731
-        self.head = PairHead() if shots else heads.get(task, masks)()
+        self.head = PairHead() if shots else heads.get(task.partition("-colour")[0], masks)()
 
     def _features(self, batch: Mapping[str, Any], **keep: bool) -> Any:
         images, sounds = batch["images"], batch["sounds"]
@@ -222,9 +225,13 @@ class Small(nn.Module):
         if self.task == "avvp":
             # in place of the motion features of LLP's release: the frame's features below the prompted layers
             return self.head(*self._pooled(batch), batch["images"].mean(2))
-        if self.task == "avqa":
+        if self.task.startswith("avqa"):
             out = self._features(batch)
-            v = out.visual.view(-1, SEGMENTS, *out.visual.shape[1:])
+            v = out.visual
+            if self.task == "avqa-colour-map":
+                # tokens weighted by the guided map, mean weight 1: all that the published head reads of a frame goes through it
+                v = v * v.shape[1] * out.pool_visual.transpose(1, 2)
+            v = v.view(-1, SEGMENTS, *v.shape[1:])
             return self.head(v, out.pooled("map")[1].view(len(v), SEGMENTS, -1), batch["question"])
         if self.task.startswith("avs"):
             out = self._features(batch, keep_stages=True)
@@ -236,7 +243,7 @@ class Small(nn.Module):
         if self.task == "avvp":
             weak = (batch["visible"] | batch["audible"]).any(-1).float()
             return self.head.loss(out, weak)
-        if self.task == "avqa":
+        if self.task.startswith("avqa"):
             # without the matching term: another clip's frames may well hold the shape that sounds
             return F.cross_entropy(out[0], batch["answer"])
         if self.task == "avs-s4":
@@ -265,16 +272,19 @@ def source(task: str, count: int, seed: int, shots: int = 0, held_out: bool = Fa
     """Clips of a task with the frozen features below the prompted layers where the task prompts only the upper ones.
 
     Args:
+        task: as in `TASKS`. "avqa-colour" asks one kind of question, what colour sounds, of clips in which the object sounds all
+            the time; "avqa-colour-map" is the same set, and its model's head reads the frame through the guided map.
         shots: few-shot: keep the first `shots` clips of each of the 36 classes.
         held_out: zero-shot: only clips of the unseen pairs (else only of the others).
     """
-    always = task.startswith("avs") or task in ("few-shot", "zero-shot")
+    always = task.startswith(("avs", "avqa-")) or task in ("few-shot", "zero-shot")
     data = clips(count, seed, 2 if task in ("avs-ms3", "avvp") else 1, always)
     keep, pairs = torch.arange(count), tuple(PAIRS)
     kinds: tuple[tuple[str, str], ...] = ()
     extra: dict[str, Tensor] = {}
-    if task == "avqa":
-        extra["question"], extra["answer"], asked = questions(data, seed)
+    if task.startswith("avqa"):
+        choice = QUESTIONS if task == "avqa" else QUESTIONS[-1:]
+        extra["question"], extra["answer"], asked = questions(data, seed, choice)
         kinds = tuple(asked)
     if task in ("few-shot", "zero-shot"):
         extra["class"] = data.classes
@@ -334,7 +344,7 @@ def evaluate(model: Small, data: Source) -> dict[str, float]:
         truth = data.tensors["masks"].flatten(0, 1).float()
         f = [metrics.best_f(x, y) for x, y in zip(logits.split(12), truth.split(12), strict=True)]
         return {"m_j": metrics.mean_iou(logits, truth), "m_f": float(np.mean(f))}
-    if model.task == "avqa":
+    if model.task.startswith("avqa"):
         right = torch.cat([out[0].argmax(-1) for out in found]) == data.tensors["answer"]
         return metrics.avqa_scores(data.kinds, right.tolist())
     said = torch.cat([out.argmax(-1) for out in found])
