@@ -22,7 +22,7 @@ def test_without_pairing_is_what_sound_and_picture_say_apart():
     # three objects of about equal size, one or two of which sound
     assert found["avs-s4"] == pytest.approx(100 / 3, abs=2)
     assert found["avs-ms3"] == pytest.approx(200 / 3, abs=2)
-    assert found["few-shot"] == pytest.approx(100 / 3)
+    assert found["few-shot"] == found["avqa-colour"] == found["avqa-colour-map"] == pytest.approx(100 / 3)
     # of the three unseen colours of a shape the right one is in view, the others each by chance: 2 of 5 places
     by_hand = sum(math.comb(2, k) * math.comb(3, 2 - k) / math.comb(5, 2) / (k + 1) for k in range(3))
     assert found["zero-shot"] == pytest.approx(100 * by_hand, abs=3)
@@ -100,6 +100,9 @@ SAID = {
     ("tasks", "zero-shot", "dg-sct", "unguided"): 0,
     ("tasks", "avvp", "dg-sct", "unguided"): 0,
     ("tasks", "avqa", "dg-sct", "unguided"): 0,
+    ("tasks", "avqa-colour", "unguided", "late-fusion"): 1,
+    ("tasks", "avqa-colour", "dg-sct", "unguided"): 0,
+    ("tasks", "avqa-colour-map", "dg-sct", "unguided"): 1,
     ("localisation", "peak", "dg-sct", "unguided"): 1,
     ("localisation", "event", "dg-sct", "unguided"): 1,
     ("localisation", "inside", "dg-sct", "unguided"): 0,
