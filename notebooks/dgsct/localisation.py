@@ -70,7 +70,7 @@ training.seed_everything(seed, threads=1)
 # both lengths, and a row that is *told* where to look: it reads the colours within those 250 steps, so neither the head nor
 # the loss is in the way. What this page shows by default is the **short** run, which names colours no better than a guess.
 # [What the method sees](maps.ipynb) sets the recorded full run beside it, with its map segment by segment, and the
-# [chapter](../../book/papers/dgsct.md) has all rows with three seeds.
+# [chapter](../../book/papers/dgsct.md) has all rows with eight seeds.
 
 # %%
 train, test = (
