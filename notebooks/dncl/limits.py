@@ -45,7 +45,7 @@ if importlib.util.find_spec("companion") is None:
 table = "limits"
 row = "nguyen-0.05"  # a suite and a noise level: nguyen-0.05, nguyen-0.1, constant-0.05, constant-0.1, others-0.1
 column = "points"  # any column of the table: one run fills them all
-scale = "reduced"  # reduced (four equations, a second each) or real (all equations)
+scale = "reduced"  # reduced (six equations, a second each) or real (all equations)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
@@ -91,7 +91,7 @@ for line in found:
         f"{line['problem']:<12} {line['outcome']:<10} {known:<9} {lead:>6}  {line['formula'][:48]}"
     )
 
-# %% mystnb={"figure": {"caption": "By how much the true formula's description is shorter than that of the formula that was chosen, in units of -2 log likelihood, for each equation of this run. Above zero the search missed it; below zero the points speak for another formula; near zero are those that were found.", "name": "fig-dncl-limits"}, "image": {"alt": "A mark per equation on a vertical axis of description length, most near or below zero"}}
+# %% mystnb={"figure": {"caption": "By how much the true formula's description is shorter than that of the formula that was chosen, in units of -2 log likelihood, for each equation of this run, in the order of the list above. Above zero the search missed it; below zero the points speak for another formula; near zero are those that were found.", "name": "fig-dncl-limits"}, "image": {"alt": "A mark per equation on a vertical axis of description length, most near or below zero"}}
 figure, axes = plt.subplots(figsize=(6.4, 3.6))
 shown = [line for line in found if np.isfinite(line["lead"])]
 for k, outcome in enumerate(limits.OUTCOMES):
