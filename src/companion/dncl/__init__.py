@@ -6,7 +6,8 @@ Rooms of the method: `expressions` (prefix formulas and their tensor evaluator),
 (noise view, training batches), `model` (set encoder, skeleton decoder, losses), `search` (constrained beam search,
 constants, selection), `metrics`, `cost`. Rooms of the regressor: `pools` (skeletons by the hundred thousand),
 `pretrained` (recipe and shipped network), `decode` (proposals), `constants` (batched least squares), `evolve`
-(refinement), `regressor` (the estimator), `suites` (benchmarks), `peers` (other systems).
+(refinement), `regressor` (the estimator), `suites` (benchmarks), `peers` (other systems), `limits` (why a formula was
+not found).
 
 The paper's body could not be read by us; this is a re-implementation in its spirit. Every choice that is not
 the paper's is marked in the docstrings and on the book's page.
