@@ -42,7 +42,7 @@ if importlib.util.find_spec("companion") is None:
     )
 
 # %% tags=["parameters"]
-table = "limits"
+table = "limits"  # the table of papers/dncl.toml
 row = "nguyen-0.05"  # a suite and a noise level: nguyen-0.05, nguyen-0.1, constant-0.05, constant-0.1, others-0.1
 column = "points"  # any column of the table: one run fills them all
 scale = "reduced"  # reduced (six equations, a second each) or real (all equations)
