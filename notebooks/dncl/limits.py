@@ -18,7 +18,7 @@
 # When the regressor does not give the true formula, is it because the search did not find it, or because the noisy
 # points speak for another one? The two are told apart by fitting the *true* formula to the same points: if its
 # description is shorter than that of the formula that was chosen, the search has missed it; if it is longer, no search
-# could help, because every rule that prefers short descriptions would choose the other one, too. Also counted: how often the true
+# could help as long as this rule chooses. Also counted: how often the true
 # form is among the network's proposals.
 
 # %% tags=["hide-input"]
