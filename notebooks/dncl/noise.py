@@ -41,7 +41,7 @@ if importlib.util.find_spec("companion") is None:
 
 # %% tags=["parameters"]
 table = "noise"  # the table of papers/dncl.toml
-row = "dn-cl"  # clean-only, noise-augmented or dn-cl
+row = "dn-cl"  # clean-only, noise-augmented, two-views or dn-cl
 column = "0.1"  # noise level eta: 0, 0.001, 0.01, 0.02, 0.05 or 0.1
 scale = "reduced"  # reduced (seconds, CPU) or full (half an hour, one GPU)
 seed = 0  # 0, 1, 2, ...

@@ -42,6 +42,15 @@ def test_padding_and_batch_neighbours_do_not_change_a_value():
     assert not torch.isfinite(together[1]).any()
 
 
+def test_the_evaluator_never_asks_for_a_value():
+    # tensors of the meta device have none: whatever would wait for a GPU raises here
+    tokens = torch.ones(6, 9, dtype=torch.long, device="meta")
+    out = ex.evaluate(tokens, torch.ones(6, 2, device="meta"), torch.ones(6, 20, 3, device="meta"))
+    assert out.shape == (6, 20)
+    with pytest.raises(RuntimeError):
+        bool((tokens > 0).any())
+
+
 def test_forward_derivatives_of_constants():
     ids = torch.tensor([ex.encode("mul C exp mul C x1")])
     x = torch.tensor([[[0.5], [1.0]]], dtype=torch.float64)

@@ -27,6 +27,11 @@ def test_scikit_learns_checks_pass():
     check_estimator(quick(rounds=0))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learns_checks_pass_with_the_shipped_network():
+    check_estimator(SymbolicRegressor(None, rounds=0, beam=2, samples=2, subsets=1))
+
+
 def test_a_noisy_formula_comes_back_with_the_columns_names():
     X, y = data()
     model = quick(rounds=3).fit(X, y)
@@ -162,6 +167,8 @@ def test_the_shipped_network_loads_quickly_and_proposes():
     [
         (np.ones((10, 1)) * np.arange(10)[:, None], np.full(10, 3.0), "constant"),
         (np.arange(3.0)[:, None], np.arange(3.0), "n_samples=3"),
+        (np.ones((1, 1)), np.ones(1), "n_samples=1"),
+        (np.ones((50, 1)), np.arange(50.0) // 25, "2 different points"),
         (np.ones((10, 2)), np.arange(10.0), "every column"),
         (np.array([[np.nan]] * 10), np.arange(10.0), "NaN"),
         (np.array([[np.inf]] * 10), np.arange(10.0), "infinity"),
@@ -204,6 +211,20 @@ def test_bad_data_is_refused(X, y, message):
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         quick(**settings).fit(*data())
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (np.ones(3), r"shape \(3,\); it needs one number for each of the 60 points"),
+        (np.full(60, -1.0), "negative or non-finite"),
+        (np.full(60, np.nan), "negative or non-finite"),
+        (np.zeros(60), "every sample_weight is zero"),
+    ],
+)
+def test_bad_weights_are_refused(weight, message):
+    with pytest.raises(ValueError, match=message):
+        quick().fit(*data(60), weight)
 
 
 def test_many_columns_are_screened_and_said_so():
@@ -291,6 +312,29 @@ def test_any_column_may_stand_in_a_formula_of_ones_own(name):
 def test_formulas_that_cannot_be_read_are_refused(formula, message):
     with pytest.raises(ValueError, match=message):
         score_formula(formula, *data())
+
+
+@pytest.mark.parametrize(
+    ("formula", "X", "y", "message"),
+    [
+        ("c*x1", np.arange(5.0), np.arange(4.0), "X has 5 points and y 4"),
+        ("c*x1", np.array([1.0, np.nan, 2.0]), np.arange(3.0), "NaN or infinite"),
+        ("c*x1 + c", np.arange(2.0), np.arange(2.0), "2 points for 2 constants"),
+        ("x1 + x2 + x3 + x4", np.ones((9, 5)), np.arange(9.0), "uses 4 columns; 1 to 3"),
+    ],
+)
+def test_data_that_a_formula_cannot_be_fitted_to_is_refused(formula, X, y, message):
+    with pytest.raises(ValueError, match=message):
+        score_formula(formula, X, y)
+
+
+def test_the_command_line_says_what_is_wrong_in_a_sentence(tmp_path):
+    with pytest.raises(SystemExit, match=r"nowhere\.csv"):
+        regressor.main([str(tmp_path / "nowhere.csv")])
+    path = tmp_path / "points.csv"
+    path.write_text("x,y\n1,2\nnan,3\n")
+    with pytest.raises(SystemExit, match="line 3, column x"):
+        regressor.main([str(path)])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ Rooms of the method: `expressions` (prefix formulas and their tensor evaluator),
 constants, selection), `metrics`, `cost`. Rooms of the regressor: `pools` (skeletons by the hundred thousand),
 `pretrained` (recipe and shipped network), `decode` (proposals), `constants` (batched least squares), `evolve`
 (refinement), `regressor` (the estimator), `suites` (benchmarks), `peers` (other systems), `limits` (why a formula was
-not found).
+not found), `card` (what a network is worth by itself).
 
 The paper's body could not be read by us; this is a re-implementation in its spirit. Every choice that is not
 the paper's is marked in the docstrings and on the book's page.
