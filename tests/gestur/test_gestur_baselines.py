@@ -186,7 +186,9 @@ def test_coral_distance_against_numpy():
 def test_corals_objective_by_hand_on_three_domains():
     """Mean cross-entropy of the domains plus γ times the mean over the three pairs, in NumPy; batches of unequal size."""
     coral = baselines.Coral(*net(), sgd, gamma=5.0)
-    parts = [(x[:n] * scale, y[:n]) for (x, y), n, scale in zip(batches(0), (6, 4, 5), (1, 2, 3), strict=True)]
+    parts = [
+        (x[:n] * scale, y[:n]) for (x, y), n, scale in zip(batches(0), (6, 4, 5), (1, 2, 3), strict=True)
+    ]
     with torch.no_grad():
         z = [coral.network.featurizer(x).double().numpy() for x, _ in parts]
     weight, bias = (p.detach().double().numpy() for p in coral.network.head.parameters())
