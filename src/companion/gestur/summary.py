@@ -296,14 +296,16 @@ def costs(folder: Any = None) -> Any:
     found = valid("gestur", "cost", "full", folder=folder)
     if not found:
         raise ValueError("there are no valid records of gestur cost at scale full")
-    heads = {"ratio@{}": "time, {}", "peak_copies@{}": "memory, {}"}
+    heads = {"ratio@{}": ("time, {}", ".2f"), "peak_copies@{}": ("memory, {}", ".3f")}
     lines = {}
     for row in tables.table("gestur", "cost").rows:
         runs = [r["metrics"] for r in found if r["run"]["row"] == row.id]
         if runs:
             lines[row.title] = {"runs": len(runs)} | {
-                head.format(title): ", ".join(f"{m[key.format(method)]:.2f}" for m in runs).replace("-", "−")
-                for key, head in heads.items()
+                head.format(title): ", ".join(f"{m[key.format(method)]:{form}}" for m in runs).replace(
+                    "-", "−"
+                )
+                for key, (head, form) in heads.items()
                 for method, title in (("gestur", "GESTUR"), ("swad", "SWAD"), ("miro", "MIRO"))
             }
     frame = pd.DataFrame(lines).T
