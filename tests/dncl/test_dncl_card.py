@@ -58,8 +58,8 @@ def network(tmp_path_factory):
 def test_the_card_counts_what_the_proposals_hold(network, monkeypatch):
     monkeypatch.setattr(card, "SUITES", {"R": ("r",)})
     held = pretrained.pool_of(pretrained.SIZES["tiny"].pool, 600, 0)[1]
-    problems = card.unseen(pretrained.SIZES["tiny"], held, 3, 0.1)
-    again = card.unseen(pretrained.SIZES["tiny"], held, 3, 0.1)
+    problems = card.drawn(pretrained.SIZES["tiny"], held, 3, 0.1)
+    again = card.drawn(pretrained.SIZES["tiny"], held, 3, 0.1)
     for a, b in zip(problems, again, strict=True):
         torch.testing.assert_close(a.y, b.y)
         assert not torch.equal(a.y, a.test_y)
@@ -70,7 +70,7 @@ def test_the_card_counts_what_the_proposals_hold(network, monkeypatch):
         given = iter(truth)
         monkeypatch.setattr(card.SymbolicRegressor, "_propose",
                             lambda self, *a, right=right, given=given: [tuple(next(given))] if right else [])  # fmt: skip
-        out = card.score(network, card.unseen(pretrained.SIZES["tiny"], held, 3, 0.0), 0, "test")
+        out = card.score(network, card.drawn(pretrained.SIZES["tiny"], held, 3, 0.0), 0, "test")
         assert out["problems"] == 3
         assert out["proposed"] == (100 if right else 0)
         # one of the three has its constant inside cos(exp(c x)), where fits get stuck
@@ -80,7 +80,7 @@ def test_the_card_counts_what_the_proposals_hold(network, monkeypatch):
     card.main([str(network), "--number", "2"])
     kept = json.loads(network.with_suffix(".json").read_text())
     assert kept["recipe"]["name"] == "tiny"
-    assert {"unseen structures", "R"} == set(kept["card"])
+    assert {"training structures, new draws", "unseen structures", "R"} == set(kept["card"])
     assert kept["card"]["R"]["eta 0.1"]["problems"] == 3
     assert all(0 <= kept["card"]["R"]["eta 0"][k] <= 100 for k in ("proposed", "chosen", "accurate"))
     page = (network.parent / "README.md").read_text()

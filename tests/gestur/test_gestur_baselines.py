@@ -45,13 +45,25 @@ def test_erm_is_the_joined_batch_and_one_adam():
     assert torch.equal(flat(erm.network), flat(model))
 
 
-def test_linear_probe_leaves_the_features():
+def test_linear_probe_is_a_head_trained_on_features_made_once():
     probe = baselines.LinearProbe(*net(), sgd)
-    before = flat(probe.network.featurizer)
-    head = flat(probe.network.head)
-    probe.update(batches(0))
-    assert torch.equal(flat(probe.network.featurizer), before)
-    assert not torch.equal(flat(probe.network.head), head)
+    features, head = net()
+    start = flat(head)
+    made = []
+    with torch.no_grad():
+        for k in range(10):
+            x, y = (torch.cat(part) for part in zip(*batches(k), strict=True))
+            made.append((features(x), y))
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    for k, (z, y) in enumerate(made):
+        loss = F.cross_entropy(head(z), y)
+        assert float(probe.update(batches(k))["loss"]) == pytest.approx(loss.item(), rel=1e-6)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.allclose(flat(probe.network.head), flat(head), atol=1e-6)
+    assert not torch.allclose(flat(head), start, atol=1e-2)
+    assert torch.equal(flat(probe.network.featurizer), flat(features))
 
 
 def test_sma_is_the_mean_of_all_weights_after_its_start():
@@ -169,6 +181,30 @@ def test_coral_distance_against_numpy():
         ValueError, match="CORAL compares covariances; every domain's batch needs at least 2 examples, got 1"
     ):
         coral.update([same, (x[:1], y[:1])])
+
+
+def test_corals_objective_by_hand_on_three_domains():
+    """Mean cross-entropy of the domains plus γ times the mean over the three pairs, in NumPy; batches of unequal size."""
+    coral = baselines.Coral(*net(), sgd, gamma=5.0)
+    parts = [
+        (x[:n] * scale, y[:n]) for (x, y), n, scale in zip(batches(0), (6, 4, 5), (1, 2, 3), strict=True)
+    ]
+    with torch.no_grad():
+        z = [coral.network.featurizer(x).double().numpy() for x, _ in parts]
+    weight, bias = (p.detach().double().numpy() for p in coral.network.head.parameters())
+    losses = []
+    for features, (_, y) in zip(z, parts, strict=True):
+        out = features @ weight.T + bias
+        right = out[np.arange(len(y)), y.numpy()]
+        losses.append((np.log(np.exp(out).sum(1)) - right).mean())
+
+    def gap(a, b):
+        return ((a.mean(0) - b.mean(0)) ** 2).mean() + ((np.cov(a.T) - np.cov(b.T)) ** 2).mean()
+
+    pairs = [gap(z[0], z[1]), gap(z[0], z[2]), gap(z[1], z[2])]
+    assert len({round(p, 3) for p in pairs}) == 3
+    wanted = sum(losses) / 3 + 5.0 * sum(pairs) / 3
+    assert coral.objective(parts).item() == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("method", [baselines.Coral, baselines.Mixup])
@@ -328,6 +364,27 @@ def test_gestur_with_swad_averages_the_generalisation_expert():
             seen.append(flat(gestur.expert))
         swad.evaluated(loss)
     assert torch.allclose(flat(swad.model()), torch.stack(seen[2:]).mean(0), atol=1e-6)
+
+
+def test_miro_with_swad_averages_the_trained_network_and_no_oracle():
+    backbone = nets.small((4, 6), (2, 2))
+    x, y = torch.rand(8, 3, 8, 8), torch.arange(8) % 3
+    config = methods.MethodConfig(method="miro", lr=1e-2, miro=1.0)
+    miro = methods.build(config, backbone, 3, example=x)
+    plain = methods.build(methods.MethodConfig(method="erm", lr=1e-2), backbone, 3)
+    swad, seen, without = baselines.Swad(converge=2, tolerate=3), [], []
+    for loss in (3.0, 2.0, 2.1, 2.2):
+        for _ in range(2):
+            miro.update([(x, y)])
+            plain.update([(x, y)])
+            swad.follow(miro)
+            seen.append(flat(miro.network))
+            without.append(flat(plain.network))
+        swad.evaluated(loss)
+    average = flat(swad.model())
+    assert torch.allclose(average, torch.stack(seen[2:]).mean(0), atol=1e-6)
+    assert torch.equal(flat(miro.oracle), flat(backbone.module))
+    assert not torch.allclose(average, torch.stack(without[2:]).mean(0), atol=1e-3)  # its loss was at work
 
 
 def test_wise_ft_predicts_half_way_between_the_fitted_head_and_the_end():

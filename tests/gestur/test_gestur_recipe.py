@@ -166,11 +166,60 @@ def test_numbers_in_sentences_are_paired_by_seed_and_say_where_there_are_none(tm
     )
 
 
+def test_whether_the_prototypes_order_stands(tmp_path):
+    """Ahead, behind and level by intervals over seeds; the scale that has not been run has no column."""
+    cell = tables.cell("gestur", "shortcut", "strong", "all")
+    for seed in (0, 1):
+        metrics = dict.fromkeys(cell.metrics, 70.0)
+        metrics |= {"test@erm": 60.0, "test@ema": 62.0 + seed * 0.2, "test@gestur": 65.0, "test@miro": 64.0,
+                    "test@linear-probe": 60.0 + 10 * seed}  # fmt: skip
+        records.Run(cell, seed, tmp_path).save(metrics)
+    cell = tables.cell("gestur", "shortcut", "weak", "all")
+    for seed in (0, 1):
+        metrics = dict.fromkeys(cell.metrics, 70.0) | {"test@gestur": 72.0, "test@miro": 72.0 + 2 * seed}
+        records.Run(cell, seed, tmp_path).save(metrics)
+    found = summary.prototype(tmp_path)
+    assert list(found.columns) == ["reduced scale"]
+    said = found["reduced scale"].to_dict()
+    assert said == {
+        "s = 0.95: EMA (λ = 0) ahead of ERM": "+2.1 ± 1.3 (2 seeds): stands",
+        "s = 0.95: GESTUR (λ = 0.1) ahead of EMA (λ = 0)": "+2.9 ± 1.3 (2 seeds): stands",
+        "s = 0.95: MIRO ahead of GESTUR (λ = 0.1)": "−1.0 ± 0.0 (2 seeds): does not stand",
+        "s = 0.95: Linear probe (frozen) ahead of GESTUR (λ = 0.1)": "+0.0 ± 63.5 (2 seeds): open",
+        "s = 0.5: GESTUR (λ = 0.1) level with EMA (λ = 0)": "+2.0 ± 0.0 (2 seeds): does not stand",
+        "s = 0.5: MIRO ahead of GESTUR (λ = 0.1)": "+1.0 ± 12.7 (2 seeds): open",
+        "s = 0.5: Linear probe (frozen) ahead of GESTUR (λ = 0.1)": "−2.0 ± 0.0 (2 seeds): does not stand",
+    }
+    with pytest.raises(ValueError, match="no valid records of gestur shortcut"):
+        summary.prototype(tmp_path / "none")
+
+
+def test_the_curve_in_words_names_the_lambdas_that_leave_zero(tmp_path):
+    cell = tables.cell("gestur", "pacs-lambda", "gestur", "all", "real")
+    for seed in (0, 1):
+        metrics = dict.fromkeys(cell.metrics, 30.0 + seed) | {
+            "test@lam=0.3": 28.0 + seed,
+            "test@lam=1": 29.0 + 3 * seed,
+            "test@best": 31.0 + seed,
+        }
+        records.Run(cell, seed, tmp_path).save(metrics, notes={"chosen": "lam=0" if seed else "lam=0.01"})
+    assert summary.curve("pacs-lambda", "real", folder=tmp_path) == (
+        "The unseen accuracy is 30.5 ± 6.4 % at λ = 0 and 30.5 ± 19.1 % at λ = 1; the difference to λ = 0 excludes zero "
+        "at λ = 0.3 (−2.0 ± 0.0). The best λ, seen from the target, has 1.0 ± 0.0 points more than λ = 0. Validation on the "
+        "sources, choosing one λ for all domains, picks λ = 0 in 1 of 2 seeds; what it picks has 0.0 ± 0.0 points more than "
+        "λ = 0."
+    )
+    with pytest.raises(ValueError, match="no valid records of gestur pacs-lambda at scale real, row gestur"):
+        summary.curve("pacs-lambda", "real", folder=tmp_path / "none")
+
+
 def test_costs_show_every_run(tmp_path):
     cell = tables.cell("gestur", "cost", "resnet50", "all", "full")
     for seed in (0, 1):
         records.Run(cell, seed, tmp_path).save(dict.fromkeys(cell.metrics, 1.5 - 2 * seed))
-    assert list(summary.costs(tmp_path).loc["ResNet-50"])[:2] == [2, "1.50, −0.50"]
+    line = summary.costs(tmp_path).loc["ResNet-50"]
+    assert (line["runs"], line["time, GESTUR"]) == (2, "1.50, −0.50")
+    assert line["memory, GESTUR"] == "1.500, −0.500"  # enough digits to compare with a bound of 1.1
     with pytest.raises(ValueError, match="no valid records of gestur cost"):
         summary.costs(tmp_path / "none")
 

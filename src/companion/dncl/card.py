@@ -4,7 +4,7 @@
 
 adds "card" to small.json, which `export` wrote beside it, and writes the model card itself, README.md.
 
-On new points of structures that were held back, and on the benchmark suites. A proposal counts as right where it is the true form
+On new draws of the training structures, on structures that were held back, and on the benchmark suites. A proposal counts as right where it is the true form
 but for its numbers, with a factor and a summand around it; the formula that is judged is the proposal of shortest description
 with its constants fitted (`SymbolicRegressor` with `rounds=0`).
 """
@@ -38,9 +38,9 @@ SUITES = {
 }
 
 
-def unseen(size: pretrained.Size, held: pools.SkeletonPool, number: int, eta: float) -> list[Problem]:
-    """`number` data sets of held-back structures as the network was trained on; the clean targets are the test targets."""
-    stream = pretrained.Stream(held, size.stream, size.model.variables, size.model.length)
+def drawn(size: pretrained.Size, pool: pools.SkeletonPool, number: int, eta: float) -> list[Problem]:
+    """`number` data sets as the network was trained on, of the pool's structures; the clean targets are the test targets."""
+    stream = pretrained.Stream(pool, size.stream, size.model.variables, size.model.length)
     found = []
     for k in range(number):  # one at a time: the number of points differs between draws
         views = stream.draw(1, np.random.default_rng([size.seed, 98, k]), eta)
@@ -48,7 +48,7 @@ def unseen(size: pretrained.Size, held: pools.SkeletonPool, number: int, eta: fl
         d = max(t - ex.FIRST_VARIABLE + 1 for t in ids if ex.FIRST_VARIABLE <= t < ex.FIRST_UNARY)
         clean, noisy = views.clean[0].double(), views.noisy[0].double()
         found.append(
-            Problem(f"unseen-{k}", ex.to_sympy(ids), noisy[:, :d], noisy[:, -1], clean[:, :d], clean[:, -1])
+            Problem(f"{k}", ex.to_sympy(ids), noisy[:, :d], noisy[:, -1], clean[:, :d], clean[:, -1])
         )
     return found
 
@@ -78,11 +78,11 @@ def score(network: Path, problems: Iterable[Problem], seed: int, title: str) -> 
 
 
 def scores(network: Path, number: int = 200, seed: int = 0) -> dict[str, dict[str, dict[str, float]]]:
-    """`{set of problems: {"eta 0": score, ...}}` for the unseen structures and the suites.
+    """`{set of problems: {"eta 0": score, ...}}` for training structures, unseen ones and the suites.
 
     Args:
         network: a `.safetensors` with its `.json` beside it.
-        number: data sets of unseen structures, per noise level.
+        number: data sets of training structures and of unseen ones, per noise level.
 
     Raises:
         ValueError: where one of the two files is missing.
@@ -95,10 +95,11 @@ def scores(network: Path, number: int = 200, seed: int = 0) -> dict[str, dict[st
         raise ValueError(
             f"{network.name} was trained by another recipe {about['name']!r} than this version's"
         )
-    held = pretrained.pool_of(size.pool, about["skeletons"], about["seed"])[1]
+    seen, held = pretrained.pool_of(size.pool, about["skeletons"], about["seed"])
     out: dict[str, dict[str, dict[str, float]]] = {}
     for eta in ETAS:
-        sets = {"unseen structures": unseen(size, held, number, eta)}
+        sets = {"training structures, new draws": drawn(size, seen, number, eta),
+                "unseen structures": drawn(size, held, number, eta)}  # fmt: skip
         sets |= {
             title: [suites.problem(e, eta, seed, points=200, most=200) for e in suites.choose(names)]
             for title, names in SUITES.items()
@@ -142,7 +143,7 @@ in x1, x2, x3 for noisy points. Its record, with the whole recipe and all curves
 right without noise, {percent["unseen_token_accuracy_0.1"]} % at eta = 0.1; a whole skeleton right in {percent["unseen_exact_0"]} % and {percent["unseen_exact_0.1"]} %.
 
 **By itself, without any search**, in percent: the true form is among its proposals / is also the one of shortest description / the chosen
-formula has R² > 0.99 on clean points (those of the data set itself for unseen structures, test points for the benchmarks). One seed.
+formula has R² > 0.99 on clean points (those of the data set itself for structures, test points for the benchmarks). One seed.
 
 | problems | number | eta = 0 | eta = 0.1 |
 |---|---|---|---|
@@ -158,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line in this module's first lines."""
     parser = argparse.ArgumentParser(prog="python -m companion.dncl.card", description=__doc__.split("\n")[0])
     parser.add_argument("network", type=Path)
-    parser.add_argument("--number", type=int, default=200, help="data sets of unseen structures")
+    parser.add_argument("--number", type=int, default=200, help="data sets of each kind of structures")
     a = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:

@@ -1,7 +1,8 @@
 """Pre-training of the small network on the styled glyphs; its weights are stored beside this file.
 
-`glyphs` are the weights made with procedural strokes alone, `omniglot` those made with Omniglot's characters as well
-(MIT licence). Both come from recorded runs of the table "pretraining".
+`omniglot` are the weights made with procedural strokes and Omniglot's characters (MIT licence), by the recorded run of
+that name in the table "pretraining". `glyphs` were made with procedural strokes alone, by a run of which there is no
+record; the recorded one is a second run of the same recipe, as good and not the same bit by bit.
 """
 
 from __future__ import annotations

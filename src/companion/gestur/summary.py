@@ -151,9 +151,8 @@ def standing(table: str, scale: str, ours: str, row: str = "", folder: Any = Non
         return "compared at one seed only, which has no interval"
     sides: dict[str, list[str]] = {"ahead of": [], "behind": [], "not to be told apart from": []}
     for title, values in found.items():
-        mean, half = interval(values)
-        clear = len(values) > 1 and abs(mean) > half
-        side = ("ahead of" if mean > 0 else "behind") if clear else "not to be told apart from"
+        clear = _clear(values)
+        side = ("ahead of" if fmean(values) > 0 else "behind") if clear else "not to be told apart from"
         sides[side].append(f"{title} ({_text(values, '+.1f')})" if clear else title)
     seeds = {len(values) for values in found.values()}
     over = " to ".join(str(n) for n in sorted({min(seeds), max(seeds)})) if seeds else "no"
@@ -218,6 +217,70 @@ def points(ours: Mapping[int, float], others: Mapping[int, float] | None = None)
     return _text(paired, ".1f") if paired else NOT_RUN
 
 
+def curve(table: str, scale: str, row: str = "gestur", folder: Any = None) -> str:
+    """What the λ curve of a row says, in words: its ends, where it leaves λ = 0, and what validation on the sources takes.
+
+    Raises ValueError where there are no records that fit their cell any more.
+    """
+    found = valid("gestur", table, scale, row, folder)
+    if not found:
+        raise ValueError(f"there are no valid records of gestur {table} at scale {scale}, row {row}")
+    shown = [c.metric for c in tables.table("gestur", table).columns]
+    unseen = {m: {r["run"]["seed"]: r["metrics"][m] for r in found} for m in shown}
+    zero, lams = unseen["test@lam=0"], [m for m in shown if m.startswith("test@lam=") and m != "test@lam=0"]
+    gains = {m.removeprefix("test@lam="): [v - zero[k] for k, v in unseen[m].items()] for m in lams}
+    clear = [f"{lam} ({_text(v, '+.1f')})" for lam, v in gains.items() if _clear(v)]
+    ends = [f"{points(unseen[m])} % at λ = {m.removeprefix('test@lam=')}" for m in ("test@lam=0", lams[-1])]
+    chosen = [r["notes"]["chosen"] for r in found]
+    return (
+        f"The unseen accuracy is {_and(ends)}; the difference to λ = 0 excludes zero "
+        f"{'at λ = ' + _and(clear) if clear else 'at no λ'}. The best λ, seen from the target, has "
+        f"{points(unseen['test@best'], zero)} points more than λ = 0. Validation on the sources, choosing one λ for all "
+        f"domains, picks λ = 0 in {chosen.count('lam=0')} of {len(chosen)} seeds; what it picks has "
+        f"{points(unseen['test@chosen'], zero)} points more than λ = 0."
+    )
+
+
+# What a prototype of the shortcut experiment found with one seed: row, one method, the other, how the one stood to it.
+PROTOTYPE = (
+    ("strong", "ema", "erm", "ahead of"),
+    ("strong", "gestur", "ema", "ahead of"),
+    ("strong", "miro", "gestur", "ahead of"),
+    ("strong", "linear-probe", "gestur", "ahead of"),
+    ("weak", "gestur", "ema", "level with"),
+    ("weak", "miro", "gestur", "ahead of"),
+    ("weak", "linear-probe", "gestur", "ahead of"),
+)
+
+
+def prototype(folder: Any = None) -> Any:
+    """Whether what a prototype found with one seed stands, as a pandas frame: a line per part of it, a column per scale.
+
+    "ahead of" stands where the 95 % interval over seeds lies above zero, and does not where it lies below. "level with"
+    does not stand where the interval excludes zero. An interval that holds zero leaves either open: it does not show that
+    two are equal.
+    """
+    import pandas as pd
+
+    t = tables.table("gestur", "shortcut")
+    rows, methods = ({line.id: line.title for line in lines} for lines in (t.rows, t.columns))
+    lines = []
+    for row, one, other, stood in PROTOTYPE:
+        line = {"prototype": f"{rows[row]}: {methods[one]} {stood} {methods[other]}"}
+        for scale in t.scales:
+            found = valid("gestur", "shortcut", scale, row, folder)
+            gap = [r["metrics"][f"test@{one}"] - r["metrics"][f"test@{other}"] for r in found]
+            if gap:
+                ahead = stood == "ahead of" and fmean(gap) > 0
+                verdict = ("stands" if ahead else "does not stand") if _clear(gap) else "open"
+                line[f"{scale} scale"] = f"{_text(gap, '+.1f')} ({count(gap)}): {verdict}"
+        lines.append(line)
+    frame = pd.DataFrame(lines).set_index("prototype")
+    if not len(frame.columns):
+        raise ValueError("there are no valid records of gestur shortcut")
+    return frame
+
+
 def each(found: Mapping[int, float], form: str = ".2f") -> str:
     """`1.04 and 1.13` for a sentence: every run by itself."""
     return _and([f"{v:{form}}".replace("-", "−") for _, v in sorted(found.items())]) if found else NOT_RUN
@@ -233,14 +296,16 @@ def costs(folder: Any = None) -> Any:
     found = valid("gestur", "cost", "full", folder=folder)
     if not found:
         raise ValueError("there are no valid records of gestur cost at scale full")
-    heads = {"ratio@{}": "time, {}", "peak_copies@{}": "memory, {}"}
+    heads = {"ratio@{}": ("time, {}", ".2f"), "peak_copies@{}": ("memory, {}", ".3f")}
     lines = {}
     for row in tables.table("gestur", "cost").rows:
         runs = [r["metrics"] for r in found if r["run"]["row"] == row.id]
         if runs:
             lines[row.title] = {"runs": len(runs)} | {
-                head.format(title): ", ".join(f"{m[key.format(method)]:.2f}" for m in runs).replace("-", "−")
-                for key, head in heads.items()
+                head.format(title): ", ".join(f"{m[key.format(method)]:{form}}" for m in runs).replace(
+                    "-", "−"
+                )
+                for key, (head, form) in heads.items()
                 for method, title in (("gestur", "GESTUR"), ("swad", "SWAD"), ("miro", "MIRO"))
             }
     frame = pd.DataFrame(lines).T
@@ -424,6 +489,12 @@ def _text(values: Sequence[float], form: str) -> str:
     mean, half = interval(values)
     spread = f" ± {half:{form.lstrip('+')}}" if len(values) > 1 else ""
     return f"{mean:{form.replace('.', 'z.')}}{spread}".replace("-", "−")  # z: no minus before zero
+
+
+def _clear(values: Sequence[float]) -> bool:
+    """Whether the 95 % interval over seeds excludes zero; a single value has none."""
+    mean, half = interval(values) if values else (0.0, 0.0)
+    return len(values) > 1 and abs(mean) > half
 
 
 def _and(names: Sequence[str]) -> str:
