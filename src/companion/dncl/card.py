@@ -117,8 +117,9 @@ def text(about: Mapping[str, Any]) -> str:
     stream, pool = recipe["stream"], recipe["pool"]
     whole = lambda n: f"{n:,}"  # noqa: E731
     percent = {k: f"{v:.1f}" for k, v in about["scores"].items()}
-    late = [v for _, v in curves["unseen_token_accuracy_0"]]
-    half = late[len(late) // 2 - 1]
+    points = curves["unseen_token_accuracy_0"]
+    late = [v for _, v in points]
+    half = ([v for step, v in points if step <= about["steps"] / 2] or late)[-1]
     low, high = stream["points"]
     table = "".join(
         f"| {title} | {line['eta 0']['problems']} | "
