@@ -4,8 +4,8 @@
 
 adds "card" to small.json, which `export` wrote beside it, and writes the model card itself, README.md.
 
-On new draws of the training structures, on structures that were held back, and on the benchmark suites. A proposal counts as right where it is the true form
-but for its numbers, with a factor and a summand around it; the formula that is judged is the proposal of shortest description
+On new draws of the training structures, on structures that were held back, and on the benchmark suites. A proposal counts
+as right where it is the true form but for its numbers, with a factor and a summand around it; the formula that is judged is the proposal of shortest description
 with its constants fitted (`SymbolicRegressor` with `rounds=0`).
 """
 
@@ -85,7 +85,7 @@ def scores(network: Path, number: int = 200, seed: int = 0) -> dict[str, dict[st
         number: data sets of training structures and of unseen ones, per noise level.
 
     Raises:
-        ValueError: where one of the two files is missing.
+        ValueError: where one of the two files is missing, or the recipe of that name is another one now.
     """
     network = Path(network)
     pretrained.load(network)  # a missing file is said before the pool is made

@@ -1,7 +1,7 @@
 """One training recipe in three sizes, and the network that is shipped with the package.
 
     python -m companion.dncl.pretrained train small FOLDER --minutes 9     # repeat until it says "finished"
-    python -m companion.dncl.pretrained export FOLDER OUT                  # EMA weights and their record
+    python -m companion.dncl.pretrained export small FOLDER OUT            # EMA weights and their record
 
 The network learns *cores*: skeletons without a factor and a summand around the whole formula, because those two
 are always found by least squares afterwards (`companion.dncl.constants`). Every batch is drawn anew from a pool
