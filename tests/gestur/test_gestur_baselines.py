@@ -331,25 +331,52 @@ def test_wise_ft_ends_and_middle():
 
 
 @pytest.mark.parametrize(("losses", "wanted"), [
-    ([5, 4, 3, 2, 2.1, 2.2, 2.0, 2.1, 2.2], (3, 8)),  # starts where two later losses do not undercut, never ends
-    ([5, 2, 2.1, 2.2, 9, 9, 9, 9, 9, 9], (1, 3)),  # six losses in a row above 1.3 times the level end it
-    ([5, 2, 2.1, 2.2, 9, 9, 9, 2, 9, 9, 9], (1, 10)),  # one good loss among them keeps it open
-    ([5, 4, 3, 2, 1], (4, 4)),  # no valley yet: the last
-    ([1, 2], (1, 1)),
+    # found at the fourth loss, limit 2.73: of the window 0 1 2 3 the 5 is too high, the next is 1, so 2 and 3 enter; the
+    # window 1 ... 6 gives 1; after the training 2 and 3 enter, and what is left, 9 9 9, is too high
+    ([5, 2, 2.1, 2.2, 9, 9, 9], [2, 3, 1, 2, 3]),
+    # the same, but the windows 2 ... 7 and 3 ... 8 still hold a low loss; 4 ... 9 does not and ends it
+    ([5, 2, 2.1, 2.2, 9, 9, 9, 9, 9, 9], [2, 3, 1, 2, 3]),
+    # one good loss among them keeps it open until nothing but high losses is left
+    ([5, 2, 2.1, 2.2, 9, 9, 9, 2, 9, 9, 9], [2, 3, 1, 2, 3, 4, 5, 6, 7]),
+    # the window is full when the valley is found at 3: 5, 4 and 3 are too high, nothing enters twice
+    ([5, 4, 3, 2, 2.1, 2.2, 2.0, 2.1, 2.2], [3, 4, 5, 6, 7, 8]),
+    # no loss is too high: from the second of the window on, and again after the training
+    ([1, 1.1, 1.2], [1, 2, 1, 2]),
+    ([1, 1.1, 1.2, 1.3], [1, 2, 0, 1, 2, 3]),
+    # equal losses: the first is the minimum
+    ([1, 1, 1], [1, 2, 1, 2]),
+    ([5, 4, 3, 2, 1], [4]),  # no valley yet: the last
+    ([1, 2], [1]),
 ])  # fmt: skip
-def test_swad_valley(losses, wanted):
+def test_swad_valley_by_hand(losses, wanted):
     assert baselines.valley(losses) == wanted
 
 
-def test_swad_averages_every_step_of_its_valley():
-    erm, swad, seen = Erm(*net(), sgd), baselines.Swad(), []
-    for loss in (5.0, 2.0, 2.1, 2.2, 2.3):
-        for _ in range(3):
-            erm.update(batches(len(seen)))
+def test_swad_valley_with_other_windows():
+    # limit 1.43: what the window of one has passed, 2 and 3, enters, and the 9 ends the valley
+    assert baselines.valley([3, 1, 1.1, 1.2, 9], converge=3, tolerate=1) == [2, 3]
+    # two windows of the same length: nothing enters when the valley is found at 1, the minimum itself is passed over
+    assert baselines.valley([3, 1, 1.1, 1.2], converge=2, tolerate=2) == [2, 3]
+    assert baselines.valley([3, 1, 1.1, 9, 9], converge=2, tolerate=2) == [2]
+    # nothing follows: the minimum stands for the valley
+    assert baselines.valley([3, 1, 1.1, 9], converge=3, tolerate=3, ratio=-0.9) == [1]
+
+
+def test_swad_averages_the_stretches_of_its_valley():
+    """Valley 2, 3, 1, 2, 3, 4: a stretch counts as often as it enters, however many steps it has."""
+    erm, swad, stretches, k = Erm(*net(), sgd), baselines.Swad(), [], 0
+    for loss, steps in ((5.0, 1), (2.0, 3), (2.1, 3), (2.2, 3), (2.3, 2)):
+        seen = []
+        for _ in range(steps):
+            erm.update(batches(k))
             swad.follow(erm)
             seen.append(flat(erm.network))
+            k += 1
+        stretches.append(torch.stack(seen).mean(0))
         swad.evaluated(loss)
-    assert torch.allclose(flat(swad.model()), torch.stack(seen[3:]).mean(0), atol=1e-6)
+    wanted = sum(stretches[i] for i in (2, 3, 1, 2, 3, 4)) / 6
+    assert torch.allclose(flat(swad.model()), wanted, atol=1e-6)
+    assert not torch.allclose(wanted, torch.stack(stretches[1:]).mean(0), atol=1e-4)
     with pytest.raises(ValueError, match="SWAD has seen no evaluation yet"):
         baselines.Swad().model()
 

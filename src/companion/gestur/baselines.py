@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -292,39 +293,68 @@ def wise_ft(before: nn.Module, after: nn.Module, share: float = 0.5) -> nn.Modul
     return mix([before, after], [1 - share, share])
 
 
-def valley(
-    losses: Sequence[float], converge: int = 3, tolerate: int = 6, ratio: float = 0.3
-) -> tuple[int, int]:
-    """SWAD's interval of evaluations (first, last), Algorithm 1 of Cha et al. 2021.
+def valley(losses: Sequence[float], converge: int = 3, tolerate: int = 6, ratio: float = 0.3) -> list[int]:
+    """Which stretches between evaluations SWAD averages, one number per share: stretch k ends at evaluation k.
 
-    It starts at the first loss that none of the next `converge` - 1 undercuts, and ends before the first `tolerate`
-    losses in a row that all exceed (1 + ratio) times the mean of the first `converge`. Without a start: the last alone.
-    As the algorithm is printed; its official code was not at hand.
+    The rule of the official class LossValley (khanrc/swad, read in three public copies that agree). The valley is found
+    when the first of the last `converge` losses is their minimum, at evaluation c, say; what lies above (1 + ratio) times
+    their mean is too high. From then on a window of the last `tolerate` evaluations slides along:
+
+    1. When the valley is found, the first tolerate - converge + 1 of the window enter, from the second after the last
+       one that is too high (with none, from the second). For tolerate < converge what the window has passed enters.
+    2. At every later evaluation the window's first enters, unless it lies before c. When all in the window are too high,
+       the valley ends for good.
+    3. After the training the rest of the window enters from the left, as long as one of those left is not too high.
+
+    A stretch can enter more than once, and has that many shares: by 1. and again by 2. or 3., and while the window is not
+    yet full its first stays the same. Algorithm 1 of Cha et al. 2021 has none of that; the published numbers come from
+    the class. Without a valley the last stretch stands alone.
+
+    Raises ValueError without a loss.
     """
     n = len(losses)
+    if not n:
+        raise ValueError("SWAD has seen no evaluation yet; call `evaluated(loss)` at least once")
     start = next((i for i in range(n - converge + 1) if losses[i] == min(losses[i : i + converge])), None)
     if start is None:
-        return n - 1, n - 1
-    limit = (1 + ratio) * sum(losses[start : start + converge]) / converge
-    for i in range(start + 1, n - tolerate + 1):
-        if min(losses[i : i + tolerate]) > limit:
-            return start, i - 1
-    return start, n - 1
+        return [n - 1]
+    found_at = start + converge  # evaluations seen by then
+    limit = (1 + ratio) * sum(losses[start:found_at]) / converge
+
+    def window(seen: int) -> list[int]:
+        return list(range(max(0, seen - tolerate), seen))
+
+    shares = list(range(start + 1, found_at - tolerate + 1))
+    if tolerate > converge:
+        low = window(found_at)[: tolerate - converge + 1]
+        while any(losses[k] > limit for k in low):
+            low.pop(0)
+        shares = low[1:]
+    for seen in range(found_at + 1, n + 1):
+        here = window(seen)
+        if here[0] < start:
+            continue
+        if min(losses[k] for k in here) > limit:
+            return shares or [start]
+        shares.append(here[0])
+    rest = window(n)[1:]
+    while rest and min(losses[k] for k in rest) <= limit:
+        shares.append(rest.pop(0))
+    return shares or [start]
 
 
 class Swad:
-    """Dense average of any method's predicting weights between the ends of the valley of its validation loss.
+    """Dense average of any method's predicting weights over the `valley` of its validation loss.
 
     Call `follow(algorithm)` after every step and `evaluated(loss)` with the mean source-validation loss after every
-    evaluation; `model()` is the average. Keeps one average per evaluation, on the CPU.
+    evaluation; `model()` is the mean of the stretches in the valley, each the mean of its steps. Keeps one average per
+    evaluation, on the CPU.
     """
 
     def __init__(self, converge: int = 3, tolerate: int = 6, ratio: float = 0.3) -> None:
         self.settings = (converge, tolerate, ratio)
         self.losses: list[float] = []
-        self.parts: list[
-            tuple[nn.Module, int]
-        ] = []  # the mean of each stretch between evaluations, and its length
+        self.parts: list[nn.Module] = []  # the mean of each stretch between evaluations
         self.open: nn.Module | None = None
         self.count = 0
 
@@ -337,12 +367,12 @@ class Swad:
 
     def evaluated(self, loss: float) -> None:
         self.losses.append(float(loss))
-        self.parts.append((self.open.to("cpu"), self.count))
+        self.parts.append(self.open.to("cpu"))
         self.open = None
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as nested lists of numbers and tensors."""
-        return {"losses": self.losses, "parts": [[m.state_dict(), n] for m, n in self.parts],
+        return {"losses": self.losses, "parts": [m.state_dict() for m in self.parts],
                 "open": self.open.state_dict() if self.open else {}, "count": self.count}  # fmt: skip
 
     def restore(self, state: Mapping[str, Any], like: nn.Module) -> None:
@@ -354,13 +384,9 @@ class Swad:
             return made
 
         self.losses, self.count = list(state["losses"]), state["count"]
-        self.parts = [(module(weights, "cpu"), n) for weights, n in state["parts"]]
+        self.parts = [module(weights, "cpu") for weights in state["parts"]]
         self.open = module(state["open"], next(like.parameters()).device) if state["open"] else None
 
     def model(self) -> nn.Module:
-        if not self.parts:
-            raise ValueError("SWAD has seen no evaluation yet; call `evaluated(loss)` at least once")
-        first, last = valley(self.losses, *self.settings)
-        chosen = self.parts[first : last + 1]
-        total = sum(count for _, count in chosen)
-        return mix([model for model, _ in chosen], [count / total for _, count in chosen])
+        shares = Counter(valley(self.losses, *self.settings))
+        return mix([self.parts[k] for k in shares], [n / shares.total() for n in shares.values()])
