@@ -637,6 +637,11 @@ def test_bad_input_is_one_sentence():
         ValueError, match="split into two torch modules, featurizer and head; got Sequential and int"
     ):
         Gestur(featurizer, 3)
+    for method in (Gestur, Erm):
+        with pytest.raises(
+            ValueError, match=r"needs a declared split .* featurizer and head; got Sequential and no head"
+        ):
+            method(nn.Sequential(featurizer, head))
     with pytest.raises(ValueError, match=r"lam is -1; it scales a gradient"):
         GesturConfig(lam=-1)
     for lam in (math.inf, math.nan):

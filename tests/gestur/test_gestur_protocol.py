@@ -1,6 +1,8 @@
 """DomainBed's protocol: golden splits, selection, standard errors, loaders, bad input."""
 
+import io
 import os
+import zlib
 
 import numpy as np
 import pytest
@@ -349,6 +351,51 @@ def test_trees_that_do_not_fit_are_one_sentence(tmp_path, monkeypatch):
         big.get(torch.tensor([0]))
     with pytest.raises(ValueError, match="data set 'imagenet' does not exist; choose pacs, vlcs"):
         data.image_set("imagenet")
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"nothing is no folder; a folder with the tree domain/class/image is needed"
+    ):
+        data.image_folders(tmp_path / "nothing")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ValueError, match=r"file is no folder"):
+        data.image_folders(tmp_path / "file")
+
+
+def broken_png():
+    """A PNG whose second data chunk has a name of bytes that no chunk has."""
+    from PIL import Image
+
+    noise = np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype=np.uint8)
+    made = io.BytesIO()
+    Image.fromarray(noise).save(made, "png")
+    whole = made.getvalue()
+    start = whole.index(b"IDAT") - 4
+    size = int.from_bytes(whole[start : start + 4], "big")
+    body, half = whole[start + 8 : start + 8 + size], size // 2
+    first = b"IDAT" + body[:half]
+    crc = zlib.crc32(first).to_bytes(4, "big")
+    second = (size - half).to_bytes(4, "big") + bytes([0, 1, 2, 3]) + body[half:] + bytes(4)
+    return whole[:start] + half.to_bytes(4, "big") + first + crc + second
+
+
+@pytest.mark.parametrize(("name", "content", "kind"), [
+    ("0.png", broken_png(), "SyntaxError"),
+    ("0.ppm", b"P3\n2 2\n255\n1 2 3 x y z 1 2 3 4 5 6\n", "ValueError"),
+    ("0.ppm", b"P3\n2 2\n255\n1 2 3\n", "ValueError"),
+])  # fmt: skip
+def test_an_image_that_breaks_off_later_is_one_sentence_with_its_name(tmp_path, name, content, kind):
+    from PIL import Image
+
+    with pytest.raises(Exception) as raw, Image.open(io.BytesIO(content)) as image:
+        image.convert("RGB")
+    assert type(raw.value).__name__ == kind  # what the library says of it, without the name
+    tree(tmp_path, ("x", "y"), ("a",), n=1)
+    (tmp_path / "x" / "a" / "0.jpg").unlink()
+    (tmp_path / "x" / "a" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^x/a/0\.{name[2:]} cannot be read as an image \({kind}\)$"):
+        data.image_folders(tmp_path)[0].get(torch.tensor([0]))
 
 
 def test_digits_are_reached_by_name():

@@ -85,9 +85,11 @@ def image_set(name: str, root: Path | str | None = None) -> list[FolderDomain]:
 def image_folders(folder: Path | str, size: int = 224) -> list[FolderDomain]:
     """A tree `domain/class/image` as domains, sorted; every domain must have the same classes.
 
-    Raises ValueError when there are fewer than two domains, or a class is missing in one.
+    Raises ValueError when there is no such folder, there are fewer than two domains, or a class is missing in one.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; a folder with the tree domain/class/image is needed")
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(names) < 2:
         raise ValueError(f"{folder.name} has {len(names)} domain folder; at least two domains are needed")
@@ -178,13 +180,15 @@ class FolderDomain:
             return torch.stack(list(pool.map(self._read, index.tolist(), draws)))
 
     def _read(self, i: int, augmentation: Augmentation | None) -> Tensor:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
         from torchvision.transforms import functional as T
 
         try:
             with Image.open(self.paths[i]) as file:
                 image = file.convert("RGB")
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        except (
+            Exception
+        ) as error:  # on broken bytes decoders raise whatever they stumble over, SyntaxError included
             raise ValueError(
                 f"{'/'.join(self.paths[i].parts[-3:])} cannot be read as an image ({type(error).__name__})"
             ) from None

@@ -102,13 +102,13 @@ class Erm(nn.Module):
     one_process = False  # methods that cannot run in several say True
     own_loss = False  # methods whose loss is cross-entropy in a form of their own say True
 
-    def __init__(self, featurizer: nn.Module, head: nn.Module, optimizer: MakeOptimizer | None = None, *,
+    def __init__(self, featurizer: nn.Module, head: nn.Module | None = None, optimizer: MakeOptimizer | None = None, *,
                  objective: Objective = cross_entropy, dropout: float = 0.0, accelerator: Any = None) -> None:  # fmt: skip
         super().__init__()
         if not isinstance(featurizer, nn.Module) or not isinstance(head, nn.Module):
             raise ValueError(
                 f"the model needs a declared split into two torch modules, featurizer and head; got "
-                f"{type(featurizer).__name__} and {type(head).__name__}"
+                f"{type(featurizer).__name__} and {'no head' if head is None else type(head).__name__}"
             )
         if not any(p.requires_grad for p in [*featurizer.parameters(), *head.parameters()]):
             raise ValueError("nothing can be trained: no parameter of featurizer or head requires a gradient")
@@ -304,7 +304,7 @@ class Gestur(Erm):
     >>> algorithm.predict(x_sketch)  # doctest: +SKIP
     """
 
-    def __init__(self, featurizer: nn.Module, head: nn.Module, optimizer: MakeOptimizer | None = None,
+    def __init__(self, featurizer: nn.Module, head: nn.Module | None = None, optimizer: MakeOptimizer | None = None,
                  config: GesturConfig | None = None, **options: Any) -> None:  # fmt: skip
         self.__dict__["config"] = config or GesturConfig()
         super().__init__(featurizer, head, optimizer, **options)
