@@ -338,3 +338,6 @@ def test_the_settings_of_the_papers_tables():
     assert line("swag-regnety-16gf", "MIRO", "domainnet")["own"] == "miro = 0.1"
     assert line("swag-regnety-16gf", "MIRO", "pacs")["images per source"] == "16"
     assert line("resnet50", "GESTUR", "domainnet")["evaluated every"] == "1000"
+    assert line("resnet50", "GESTUR", "domainnet")["images per source"] == "32"
+    assert line("clip-vit-b16", "GESTUR", "domainnet")["images per source"] == "24"
+    assert line("clip-vit-b16", "GESTUR", "officehome")["images per source"] == "32"
