@@ -19,7 +19,7 @@
 #
 # The paper's argument is that GE - TE points where the gradients of unseen domains would. In the styled-glyph world
 # the analyst holds the target's labels, so the true gradient can be taken and compared. One run of this notebook does
-# that for one λ (**row**) at one seed, over the left-out styles.
+# that for one λ and one strength of the shortcut (**row**) at one seed, with each of the four styles left out in turn.
 
 # %% tags=["hide-input"]
 # Set-up: on Colab, install the package this notebook belongs to; elsewhere this cell does nothing.
@@ -43,9 +43,9 @@ if importlib.util.find_spec("companion") is None:
 
 # %% tags=["parameters"]
 table = "gradients"  # the table of papers/gestur.toml
-row = "gestur"  # ema (λ = 0, nothing is fed back) or gestur (λ = 0.1)
+row = "gestur"  # ema (λ = 0, nothing is fed back) or gestur (λ = 0.1); ema-weak, gestur-weak: s = 0.5 instead of 0.95
 column = "all"  # one run fills all columns
-scale = "reduced"  # reduced (seconds, CPU)
+scale = "reduced"  # reduced (a minute, CPU)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
@@ -68,8 +68,8 @@ training.seed_everything(seed, threads=1)
 # %% [markdown]
 # ## Train and measure
 #
-# Every few steps, at the task expert's weights: $g_S$ on source images, $g_U$ on target images, and the estimate
-# $\tilde g$, all restricted to the featurizer.
+# Before every step but the first, which has no estimate, at the task expert's weights: $g_S$ on all images of the
+# sources, $g_U$ on all images of the target, and the estimate $\tilde g$, all restricted to the featurizer.
 
 # %%
 net = recipe.backbone(p)
@@ -83,7 +83,7 @@ for target in recipe.targets(p):
     ]
     unseen = probes.pop(number)
     watches[target] = analysis.GradientWatch(
-        probes, unseen, net.module, every=p["every"]
+        probes, unseen, net.module, every=p["watch"]
     )
     algorithm = recipe.build(p, net, parts, target, seed)
     trials[target] = protocol.train(
@@ -125,6 +125,7 @@ for target, m in means.items():
 
 # %% mystnb={"figure": {"caption": "Left: cosines to the true unseen gradient over training, mean over the targets. Above zero, a step along the direction lowers the loss on the domain that training never sees. Right: how one-sidedly a step serves the sources, without and with the estimate. Both panels number their lines afresh: the dashed line is the estimate on the left and both together on the right.", "name": "fig-gestur-gradients"}, "image": {"alt": "Left panel: curves over training steps of the cosine between the unseen gradient and the source gradient, the estimate, and their combination. Right panel: the bias towards the sources of the source gradient and of the combination"}}
 steps = [r["step"] for r in watches[target].rows]
+setting = f"λ = {p['lam']:g}, s = {p['strength']:g}"
 
 
 def over_training(key):
@@ -147,11 +148,18 @@ fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
 plotting.curves(
     cosines,
     y="cosine with the unseen gradient",
-    title=f"λ = {p['lam']:g}",
+    title=setting,
     ax=axes[0],
 )
 plotting.curves(biases, y="bias towards the sources", ax=axes[1])
 axes[0].axhline(0, color=plotting.INK, lw=0.8)
+
+# %% mystnb={"figure": {"caption": "The estimate's cosine with the true unseen gradient, one line per left-out style. A mean over styles can hide that one of them gets no help.", "name": "fig-gestur-gradients-styles"}, "image": {"alt": "Four curves over training steps, one per left-out style, of the cosine between the estimate and the unseen gradient, around a line at zero"}}
+styles = {
+    t: [[r["step"], r["estimate"]] for r in w.rows] for t, w in watches.items()
+}
+ax = plotting.curves(styles, y="cosine with the unseen gradient", title=setting)
+_ = ax.axhline(0, color=plotting.INK, lw=0.8)
 
 # %% [markdown]
 # ## The way from the pre-trained weights
@@ -193,9 +201,7 @@ ways = {
 }
 
 # %% mystnb={"figure": {"caption": "Loss along the line from the pre-trained featurizer (0) to the averaged model (1), under the averaged model's head. Where the unseen loss turns up while the source loss still falls, the way has gone too far for the unseen domain.", "name": "fig-gestur-way"}, "image": {"alt": "Two curves of cross-entropy over the share of the way from the pre-trained to the trained featurizer: sources and unseen style"}}
-ax = plotting.curves(
-    ways, x="share of the way", y="cross-entropy", title=f"λ = {p['lam']:g}"
-)
+ax = plotting.curves(ways, x="share of the way", y="cross-entropy", title=setting)
 
 # %% [markdown]
 # ## What became of the pre-training
@@ -221,6 +227,7 @@ outcome |= {"test": fmean(t.result()["test"] for t in trials.values()), "old_tas
 path = run.save(
     outcome,
     curves=cosines
+    | {f"estimate, {k}": v for k, v in styles.items()}
     | {f"bias, {k}": v for k, v in biases.items()}
     | {f"loss on the way, {k}": v for k, v in ways.items()},
     data=[d.images for d in parts],
