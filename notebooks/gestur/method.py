@@ -325,7 +325,7 @@ for ax in axes:
     ax.axhline(0, color=plotting.INK, lw=0.8)
 
 # %% [markdown]
-# One run is an anecdote. The committed records have several seeds and both targets:
+# One run is an anecdote. The committed records have several seeds, all four targets and both strengths of the shortcut:
 
 # %%
 table = tables.table("gestur", "gradients")
@@ -333,7 +333,7 @@ found = records.read(records.evidence_folder(), "gestur", "gradients", "reduced"
 for line in tables.results(table, "reduced", found):
     for cell in line:
         print(
-            f"{cell.row.title:<16} {cell.column.title:<30} {cell.metric.title:<34} {tables.text(cell)}"
+            f"{cell.row.title:<26} {cell.column.title:<30} {cell.metric.title:<34} {tables.text(cell)}"
         )
 
 # %% [markdown]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from companion import records, tables
-from companion.gestur import recipe, summary
+from companion.gestur import recipe, summary, world
 
 SMALL = {"data": "glyphs", "size": 16, "images": 60, "backbone": "glyphs", "steps": 4, "every": 2, "batch": 4, "lr": 1e-3,
          "head_factor": 10.0, "memory": 1.0, "method": "gestur"}  # fmt: skip
@@ -249,11 +249,56 @@ def test_figures_show_means_and_intervals_of_the_valid_records(tmp_path, monkeyp
     assert shown.startswith("<details><summary>λ &lt; 1</summary>")
     # a page is built all the same where nothing has been run
     assert summary.block(summary.selection, tmp_path, caption="Rules.") == "<p>Not run: Rules.</p>"
-    for make in (summary.figure_ablation, summary.figure_gradients):
-        make()  # empty, not an error
+    summary.figure_ablation()  # empty, not an error
     assert summary.drawn(summary.figure_methods, "real", otherwise="Not yet <.") == "<p>Not yet &lt;.</p>"
     assert summary.drawn(summary.figure_pretraining, otherwise="Not yet.") == "<p>Not yet.</p>"
     assert summary.drawn(summary.figure_lambda, otherwise="Not yet.") is None
+    plt.close("all")
+
+
+def curves(at):
+    """The curves of a record of the table "gradients", two points each; `at` is the second one's height."""
+    names = ["source gradient", "estimate", "both together", "bias, source gradient", "bias, both together",
+             *(f"estimate, {style}" for style in world.STYLES), "loss on the way, sources", "loss on the way, unseen"]  # fmt: skip
+    return {name: [[0.0, 1.0], [1.0, at + k]] for k, name in enumerate(names)}
+
+
+def measured(folder, row, heights):
+    cell = tables.cell("gestur", "gradients", row, "all")
+    for seed, at in enumerate(heights):
+        records.Run(cell, seed, folder).save(dict.fromkeys(cell.metrics, 0.0), curves=curves(at))
+
+
+def test_the_gradients_are_drawn_at_both_strengths_with_their_intervals(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setattr(records, "evidence_folder", lambda: tmp_path)
+    for make in (summary.figure_gradients, summary.figure_styles, summary.figure_way):
+        assert summary.drawn(make, otherwise="Not yet.") == "<p>Not yet.</p>"
+    measured(tmp_path, "ema", (5.0,))
+    measured(tmp_path, "gestur", (0.5, 0.7))
+
+    def ends(ax):
+        return [line.get_ydata()[-1] for line in ax.lines if len(line.get_ydata())]
+
+    fig = summary.figure_gradients()
+    cosines, weak_cosines, biases, _ = fig.axes
+    assert [ax.get_title() for ax in fig.axes] == ["s = 0.95 (2 seeds)", "s = 0.5 (0 seeds)", "", ""]
+    # λ = 0 first: its estimate (second curve) and its bias (fourth); then the means of the two seeds; zero is a line
+    assert ends(cosines) == pytest.approx([6.0, 0.6, 1.6, 2.6, 0.0])
+    assert ends(biases) == pytest.approx([8.0, 3.6, 4.6])
+    assert ends(weak_cosines) == [0.0]  # nothing has been run there
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == [
+        "source gradient", "estimate", "both together", "estimate at λ = 0", "source gradient at λ = 0"]  # fmt: skip
+    colours = {line.get_label(): line.get_color() for line in cosines.lines}
+    assert (
+        biases.lines[1].get_color() == colours["source gradient"]
+    )  # the lower panels need no labels of their own
+    assert biases.lines[2].get_color() == colours["both together"]
+
+    fig = summary.figure_styles()
+    assert ends(fig.axes[0]) == pytest.approx([5.6, 6.6, 7.6, 8.6, 0.0])
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["art", "cartoon", "photo", "sketch"]
     plt.close("all")
 
 
@@ -261,19 +306,14 @@ def test_the_way_from_the_pretrained_weights_is_drawn_with_its_interval(tmp_path
     import matplotlib.pyplot as plt
 
     monkeypatch.setattr(records, "evidence_folder", lambda: tmp_path)
-    assert summary.drawn(summary.figure_way, otherwise="Not yet.") == "<p>Not yet.</p>"
-    cell = tables.cell("gestur", "gradients", "gestur", "all")
-    for seed, at in enumerate((0.5, 0.7)):
-        ways = {"sources": [[0.0, 1.0], [1.0, at]], "unseen": [[0.0, 1.0], [1.0, 1 + at]]}
-        records.Run(cell, seed, tmp_path).save(
-            dict.fromkeys(cell.metrics, 0.0), curves={f"loss on the way, {k}": v for k, v in ways.items()}
-        )
-    other, ours = summary.figure_way().axes
-    assert ours.get_title().endswith("(2 seeds)")
+    measured(tmp_path, "gestur", (0.5, 0.7))
+    other, ours, *weak = summary.figure_way().axes
+    assert ours.get_title() == "λ = 0.1, s = 0.95 (2 seeds)"
     assert [list(line.get_xdata()) for line in ours.lines] == [[0.0, 1.0]] * 2
-    assert [y for line in ours.lines for y in line.get_ydata()] == pytest.approx([1.0, 0.6, 1.0, 1.6])
-    assert max(ours.collections[0].get_paths()[0].vertices[:, 1]) == pytest.approx(0.6 + 12.7062 * 0.1)
-    assert other.get_title().endswith("(0 seeds)")
+    assert [y for line in ours.lines for y in line.get_ydata()] == pytest.approx([1.0, 9.6, 1.0, 10.6])
+    assert max(ours.collections[0].get_paths()[0].vertices[:, 1]) == pytest.approx(9.6 + 12.7062 * 0.1)
+    assert other.get_title() == "λ = 0, s = 0.95 (0 seeds)"
+    assert [ax.get_title() for ax in weak] == ["λ = 0, s = 0.5 (0 seeds)", "λ = 0.1, s = 0.5 (0 seeds)"]
     assert not any(len(line.get_xdata()) for line in other.lines)
     plt.close("all")
 
@@ -297,28 +337,58 @@ def test_what_the_selection_rules_picked(tmp_path):
     assert found["λ picked (times)"] == "0 (1), 0.3 (3)"
 
 
+def test_the_gradients_are_measured_at_every_step_on_all_images_of_every_style_at_both_strengths():
+    """What the chapter and the captions say of the table; only λ and the strength differ between its rows."""
+    t = tables.table("gestur", "gradients")
+    runs = {row.id: dict(t.cell(row.id, "all", "reduced").parameters) for row in t.rows}
+    differ = {row: (p.pop("strength"), p.pop("lam")) for row, p in runs.items()}
+    assert differ == {
+        "ema": (0.95, 0.0),
+        "gestur": (0.95, 0.1),
+        "ema-weak": (0.5, 0.0),
+        "gestur-weak": (0.5, 0.1),
+    }
+    assert summary.PAIRS == (("ema", "gestur"), ("ema-weak", "gestur-weak"))
+    assert len({json.dumps(p, sort_keys=True) for p in runs.values()}) == 1
+    p = runs["ema"]
+    assert (p["watch"], p["probe"]) == (1, p["images"])
+    assert recipe.targets(p) == list(world.STYLES)
+
+
 def test_what_the_gradients_say_per_style(tmp_path):
-    cell = tables.cell("gestur", "gradients", "gestur", "all")
+    cell = tables.cell("gestur", "gradients", "gestur-weak", "all")
     for seed, cosine in enumerate((0.1, 0.3)):
         style = {
             "source": 0.2,
             "estimate": cosine,
             "combined": 0.2 + cosine / 10,
-            "gain": 0.0,
+            "gain": -0.02,
             "relief": 0.01,
         }
         metrics = dict.fromkeys(cell.metrics, 0.0) | style
-        per_style = {"art": style, "sketch": style | {"estimate": -cosine}}
+        per_style = {"art": style, "cartoon": style | {"gain": 0.03}, "photo": style | {"gain": 0.04 + 0.002 * seed},
+                     "sketch": style | {"estimate": -cosine, "gain": 0.1 * seed}}  # fmt: skip
         records.Run(cell, seed, tmp_path).save(metrics, notes={"per target": per_style})
-    found = summary.directions(tmp_path)
-    assert list(found.columns) == ["art", "sketch", "mean"]
+    found = summary.directions("gestur-weak", tmp_path)
+    assert found.index.name == "GESTUR, λ = 0.1, s = 0.5 (2 seeds)"
+    assert list(found.columns) == ["art", "cartoon", "photo", "sketch", "mean"]
     estimate = found.loc["estimate: cosine with the unseen gradient"]
     assert estimate["art"] == "+0.200 ± 1.271"  # 12.7062 times the standard error of two values
     assert estimate["sketch"].startswith("−0.200")
     adds = found.loc["what the estimate adds to the cosine with the unseen gradient"]
     assert adds["mean"].startswith("+0.020")
+    wanted = "what it adds to the cosine with the wanted direction"
+    assert summary.signs(wanted, "gestur-weak", tmp_path) == (
+        "above zero for cartoon (+0.030 ± 0.000) and photo (+0.041 ± 0.013); below zero for art (−0.020 ± 0.000); "
+        "not to be told apart from zero for sketch (+0.050 ± 0.635)"
+    )
+    with pytest.raises(ValueError, match="no valid records of gestur gradients at scale reduced, row gestur"):
+        summary.directions(folder=tmp_path)
     with pytest.raises(ValueError, match="no valid records of gestur gradients"):
-        summary.directions(tmp_path / "nothing")
+        summary.signs(wanted, "ema", tmp_path)
+    cell = tables.cell("gestur", "gradients", "ema", "all")
+    records.Run(cell, 0, tmp_path).save(metrics, notes={"per target": per_style})
+    assert summary.signs(wanted, "ema", tmp_path) == "measured at one seed only, which has no interval"
 
 
 def test_the_settings_of_the_papers_tables():

@@ -342,32 +342,58 @@ def selection(folder: Any = None) -> Any:
     return pd.DataFrame(lines, columns=["", "rule", "unseen", "above λ = 0", "λ picked (times)"])
 
 
-def directions(folder: Any = None) -> Any:
-    """The measured gradients of GESTUR per left-out style and on their mean, as a pandas frame: mean ± half of the 95 %
-    interval over seeds."""
+# What is said of the measured gradients, out of their means over training.
+SAID = {
+    "source gradient: cosine with the unseen gradient": lambda m: m["source"],
+    "estimate: cosine with the unseen gradient": lambda m: m["estimate"],
+    "what the estimate adds to the cosine with the unseen gradient": lambda m: m["combined"] - m["source"],
+    "what it adds to the cosine with the wanted direction": lambda m: m["gain"],
+    "what it takes off the bias towards the sources": lambda m: m["relief"],
+}
+
+
+def _by_style(row: str, folder: Any = None) -> dict[str, list[Mapping[str, float]]]:
+    """Per left-out style, and for their mean, the means over training of every seed. Raises ValueError without records."""
+    found = valid("gestur", "gradients", "reduced", row, folder)
+    if not found:
+        raise ValueError(f"there are no valid records of gestur gradients at scale reduced, row {row}")
+    per_style = [r["notes"]["per target"] for r in found]
+    return {style: [p[style] for p in per_style] for style in per_style[0]} | {
+        "mean": [r["metrics"] for r in found]
+    }
+
+
+def directions(row: str = "gestur", folder: Any = None) -> Any:
+    """The measured gradients of a row of the table "gradients" per left-out style and on their mean, as a pandas frame:
+    mean ± half of the 95 % interval over seeds.
+
+    Raises ValueError where there are no records that fit their cell any more.
+    """
     import pandas as pd
 
-    found = valid("gestur", "gradients", "reduced", "gestur", folder)
-    if not found:
-        raise ValueError("there are no valid records of gestur gradients at scale reduced, row gestur")
-    lines = {
-        "source gradient: cosine with the unseen gradient": lambda m: m["source"],
-        "estimate: cosine with the unseen gradient": lambda m: m["estimate"],
-        "what the estimate adds to the cosine with the unseen gradient": lambda m: (
-            m["combined"] - m["source"]
-        ),
-        "what it adds to the cosine with the wanted direction": lambda m: m["gain"],
-        "what it takes off the bias towards the sources": lambda m: m["relief"],
-    }
-    per_style = [r["notes"]["per target"] for r in found]
-    parts = {style: [p[style] for p in per_style] for style in per_style[0]}
-    parts["mean"] = [r["metrics"] for r in found]
+    parts = _by_style(row, folder)
     frame = pd.DataFrame({
-        style: {line: _text([of(m) for m in measured], "+.3f") for line, of in lines.items()}
+        style: {line: _text([of(m) for m in measured], "+.3f") for line, of in SAID.items()}
         for style, measured in parts.items()
     })  # fmt: skip
-    frame.index.name = f"s = 0.95, λ = 0.1 ({count(found)})"
+    titles = {r.id: r.title for r in tables.table("gestur", "gradients").rows}
+    frame.index.name = f"{titles[row]} ({count(parts['mean'])})"
     return frame
+
+
+def signs(line: str, row: str = "gestur", folder: Any = None) -> str:
+    """In words: for which left-out styles a line of `directions` is above zero, for which below, by 95 % intervals over
+    seeds, and for which neither can be said. Raises what `directions` raises."""
+    parts = _by_style(row, folder)
+    if len(parts["mean"]) == 1:
+        return "measured at one seed only, which has no interval"
+    sides: dict[str, list[str]] = {"above": [], "below": [], "not to be told apart from": []}
+    for style, measured in parts.items():
+        values = [SAID[line](m) for m in measured]
+        side = ("above" if fmean(values) > 0 else "below") if _clear(values) else "not to be told apart from"
+        if style != "mean":
+            sides[side].append(f"{style} ({_text(values, '+.3f')})")
+    return "; ".join(f"{side} zero for {_and(styles)}" for side, styles in sides.items() if styles)
 
 
 def published() -> Any:
@@ -614,63 +640,104 @@ def figure_ablation() -> Any:
     return fig
 
 
+# Rows of the table "gradients" at one strength of the shortcut: without and with the estimate fed back.
+PAIRS = (("ema", "gestur"), ("ema-weak", "gestur-weak"))
+
+
+def _strength(row: str) -> str:
+    return f"s = {tables.cell('gestur', 'gradients', row, 'all').parameters['strength']:g}"
+
+
+def _band(
+    ax: Any, found: Sequence[Mapping[str, Any]], name: str, color: int, dashes: int, label: str
+) -> None:
+    """The curve `name` of the records: its mean over seeds as a line, the 95 % interval as a band; nothing without any."""
+    from companion import plotting
+
+    per_seed = [r["curves"][name] for r in found]
+    at = [x for x, _ in per_seed[0]] if per_seed else []
+    points = [interval([c[i][1] for c in per_seed]) for i in range(len(at))]
+    ax.plot(at, [m for m, _ in points], label=label, color=plotting.PALETTE[color],
+            linestyle=plotting.DASHES[dashes])  # fmt: skip
+    ax.fill_between(at, [m - h for m, h in points], [m + h for m, h in points], color=plotting.PALETTE[color],
+                    alpha=0.15, lw=0)  # fmt: skip
+
+
+def _gradients() -> dict[str, list[dict[str, Any]]]:
+    """The records of the table "gradients" by row. Raises ValueError without any."""
+    found = {row: valid("gestur", "gradients", "reduced", row) for pair in PAIRS for row in pair}
+    if not any(found.values()):
+        raise ValueError("there are no valid records of gestur gradients at scale reduced")
+    return found
+
+
 def figure_gradients() -> Any:
-    """Cosines with the true unseen gradient, and the bias towards the sources, over training; bands are intervals."""
+    """Cosines with the true unseen gradient, and the bias towards the sources, over training at both strengths of the
+    shortcut; bands are intervals."""
     import matplotlib.pyplot as plt
 
     from companion import plotting
 
-    t = tables.table("gestur", "gradients")
-    fig, axes = plt.subplots(2, len(t.rows), figsize=(9, 6), sharex=True, sharey="row")
-    for k, row in enumerate(t.rows):
-        found = valid("gestur", "gradients", "reduced", row.id)
-        if not found:
-            continue
-        for ax, lines in ((axes[0, k], ("source gradient", "estimate", "both together")),
-                          (axes[1, k], ("bias, source gradient", "bias, both together"))):  # fmt: skip
-            for j, name in enumerate(lines):
-                per_seed = [r["curves"][name] for r in found]
-                steps = [x for x, _ in per_seed[0]]
-                points = [interval([c[i][1] for c in per_seed]) for i in range(len(steps))]
-                style = j if ax is axes[0, k] else 2 * j
-                ax.plot(steps, [m for m, _ in points], label=name.removeprefix("bias, "),
-                        color=plotting.PALETTE[style], linestyle=plotting.DASHES[style])  # fmt: skip
-                ax.fill_between(steps, [m - h for m, h in points], [m + h for m, h in points],
-                                color=plotting.PALETTE[style], alpha=0.15, lw=0)  # fmt: skip
+    found = _gradients()
+    fig, axes = plt.subplots(2, 2, figsize=(8, 6.4), sharex=True, sharey="row")
+    for k, (plain, fed) in enumerate(PAIRS):
+        for row, name, label, color, dashes, at in (
+            (plain, "estimate", "estimate at λ = 0", 1, 3, 0),
+            (plain, "bias, source gradient", "source gradient at λ = 0", 0, 3, 1),
+            (fed, "source gradient", "source gradient", 0, 0, 0),
+            (fed, "estimate", "estimate", 1, 1, 0),
+            (fed, "both together", "both together", 2, 2, 0),
+            (fed, "bias, source gradient", "", 0, 0, 1),  # the same lines as above need no second label
+            (fed, "bias, both together", "", 2, 2, 1),
+        ):
+            _band(axes[at, k], found[row], name, color, dashes, label)
         axes[0, k].axhline(0, color=plotting.INK, lw=0.8)
-        axes[0, k].set_title(f"{row.title} ({count(found)})")
+        axes[0, k].set_title(f"{_strength(fed)} ({count(found[fed])})")
         axes[1, k].set_xlabel("step")
     axes[0, 0].set_ylabel("cosine with unseen gradient")
     axes[1, 0].set_ylabel("bias towards the sources")
-    if axes[0, -1].lines[1:]:  # the lower row has two of the same three lines
-        fig.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    handles = [h for ax in axes[:, 0] for h in ax.get_legend_handles_labels()[0]]
+    fig.legend(handles=sorted(handles, key=lambda h: "at λ" in h.get_label()), loc="outside upper center", ncols=3,
+               fontsize=9)  # fmt: skip
+    return fig
+
+
+def figure_styles() -> Any:
+    """The estimate's cosine with the true unseen gradient over training, a line per left-out style, at both strengths of
+    the shortcut; bands are intervals."""
+    import matplotlib.pyplot as plt
+
+    from companion import plotting
+    from companion.gestur import world
+
+    found = _gradients()
+    fig, axes = plt.subplots(1, 2, figsize=(8, 4), sharey=True)
+    for ax, (_, fed) in zip(axes, PAIRS, strict=True):
+        for k, style in enumerate(world.STYLES):
+            _band(ax, found[fed], f"estimate, {style}", k, k, style)
+        ax.axhline(0, color=plotting.INK, lw=0.8)
+        ax.set(title=f"{_strength(fed)} ({count(found[fed])})", xlabel="step")
+    axes[0].set_ylabel("cosine with unseen gradient")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
     return fig
 
 
 def figure_way() -> Any:
-    """Loss from the pre-trained featurizer to the averaged model's, on sources and unseen styles; bands are intervals."""
+    """Loss from the pre-trained featurizer to the averaged model's, on sources and unseen styles, without and with the
+    estimate fed back, at both strengths of the shortcut; bands are intervals."""
     import matplotlib.pyplot as plt
 
-    from companion import plotting
-
-    t = tables.table("gestur", "gradients")
-    found = [(row.title, valid("gestur", "gradients", "reduced", row.id)) for row in t.rows]
-    if not any(those for _, those in found):
-        raise ValueError("there are no valid records of gestur gradients at scale reduced")
-    fig, axes = plt.subplots(1, len(t.rows), figsize=(9, 3.4), sharey=True)
-    for ax, (title, those) in zip(axes, found, strict=True):
-        ax.set_title(f"{title} ({count(those)})")
+    found = _gradients()
+    fig, axes = plt.subplots(2, 2, figsize=(8, 6), sharex=True, sharey=True)
+    for line, pair in zip(axes, PAIRS, strict=True):
+        for ax, row, what in zip(line, pair, ("λ = 0", "λ = 0.1"), strict=True):
+            ax.set_title(f"{what}, {_strength(row)} ({count(found[row])})")
+            for j, name in enumerate(("sources", "unseen")):
+                _band(ax, found[row], f"loss on the way, {name}", j, j, name)
+        line[0].set_ylabel("cross-entropy")
+    for ax in axes[1]:
         ax.set_xlabel("share of the way")
-        for j, name in enumerate(("sources", "unseen")):
-            per_seed = [r["curves"][f"loss on the way, {name}"] for r in those]
-            points = [interval(values) for values in zip(*([y for _, y in c] for c in per_seed), strict=True)]
-            shares = [x for x, _ in per_seed[0]] if per_seed else []
-            style = {"color": plotting.PALETTE[j], "linestyle": plotting.DASHES[j]}
-            ax.plot(shares, [m for m, _ in points], label=name, **style)
-            ax.fill_between(shares, [m - h for m, h in points], [m + h for m, h in points],
-                            color=plotting.PALETTE[j], alpha=0.15, lw=0)  # fmt: skip
-    axes[0].set_ylabel("cross-entropy")
-    _legend(axes[0], "lower left")
+    _legend(axes[0, 0], "lower left")
     return fig
 
 
