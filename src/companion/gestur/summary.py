@@ -207,14 +207,20 @@ def by_seed(table: str, scale: str, row: str, metric: str, folder: Any = None) -
     return {r["run"]["seed"]: v for r in found if (v := r["metrics"].get(metric)) is not None}
 
 
-def points(ours: Mapping[int, float], others: Mapping[int, float] | None = None) -> str:
+def stretch(row: str, name: str, first: float, last: float, folder: Any = None) -> dict[int, float]:
+    """{seed: mean from `first` to `last`} of the curve `name` of a row of the table "gradients"; empty without records."""
+    found = valid("gestur", "gradients", "reduced", row, folder)
+    return {r["run"]["seed"]: fmean(y for x, y in r["curves"][name] if first <= x <= last) for r in found}
+
+
+def points(ours: Mapping[int, float], others: Mapping[int, float] | None = None, form: str = ".1f") -> str:
     """`1.2 ± 0.3` for a sentence: what `by_seed` gave, or how far it is above `others`, paired by seed."""
     paired = [
         v - (others[k] if others is not None else 0.0)
         for k, v in ours.items()
         if others is None or k in others
     ]
-    return _text(paired, ".1f") if paired else NOT_RUN
+    return _text(paired, form) if paired else NOT_RUN
 
 
 def curve(table: str, scale: str, row: str = "gestur", folder: Any = None) -> str:
@@ -392,7 +398,7 @@ def signs(line: str, row: str = "gestur", folder: Any = None) -> str:
         values = [SAID[line](m) for m in measured]
         side = ("above" if fmean(values) > 0 else "below") if _clear(values) else "not to be told apart from"
         if style != "mean":
-            sides[side].append(f"{style} ({_text(values, '+.3f')})")
+            sides[side].append(style)
     return "; ".join(f"{side} zero for {_and(styles)}" for side, styles in sides.items() if styles)
 
 
@@ -648,19 +654,21 @@ def _strength(row: str) -> str:
     return f"s = {tables.cell('gestur', 'gradients', row, 'all').parameters['strength']:g}"
 
 
-def _band(
-    ax: Any, found: Sequence[Mapping[str, Any]], name: str, color: int, dashes: int, label: str
-) -> None:
+def _band(ax: Any, found: Sequence[Mapping[str, Any]], name: str, label: str, style: int, *,
+          dashes: int | None = None, band: bool = True) -> None:  # fmt: skip
     """The curve `name` of the records: its mean over seeds as a line, the 95 % interval as a band; nothing without any."""
     from companion import plotting
 
     per_seed = [r["curves"][name] for r in found]
     at = [x for x, _ in per_seed[0]] if per_seed else []
-    points = [interval([c[i][1] for c in per_seed]) for i in range(len(at))]
-    ax.plot(at, [m for m, _ in points], label=label, color=plotting.PALETTE[color],
-            linestyle=plotting.DASHES[dashes])  # fmt: skip
-    ax.fill_between(at, [m - h for m, h in points], [m + h for m, h in points], color=plotting.PALETTE[color],
-                    alpha=0.15, lw=0)  # fmt: skip
+    means = [interval([c[i][1] for c in per_seed]) for i in range(len(at))]
+    color = plotting.PALETTE[style]
+    ax.plot(at, [m for m, _ in means], label=label, color=color,
+            linestyle=plotting.DASHES[style if dashes is None else dashes])  # fmt: skip
+    if band:
+        ax.fill_between(
+            at, [m - h for m, h in means], [m + h for m, h in means], color=color, alpha=0.15, lw=0
+        )
 
 
 def _gradients() -> dict[str, list[dict[str, Any]]]:
@@ -673,32 +681,27 @@ def _gradients() -> dict[str, list[dict[str, Any]]]:
 
 def figure_gradients() -> Any:
     """Cosines with the true unseen gradient, and the bias towards the sources, over training at both strengths of the
-    shortcut; bands are intervals."""
+    shortcut; bands are intervals, left out for both gradients together, where they lie on the source gradient's."""
     import matplotlib.pyplot as plt
 
     from companion import plotting
 
     found = _gradients()
-    fig, axes = plt.subplots(2, 2, figsize=(8, 6.4), sharex=True, sharey="row")
+    fig, axes = plt.subplots(2, 2, figsize=(7, 6.2), sharex=True, sharey="row")
     for k, (plain, fed) in enumerate(PAIRS):
-        for row, name, label, color, dashes, at in (
-            (plain, "estimate", "estimate at λ = 0", 1, 3, 0),
-            (plain, "bias, source gradient", "source gradient at λ = 0", 0, 3, 1),
-            (fed, "source gradient", "source gradient", 0, 0, 0),
-            (fed, "estimate", "estimate", 1, 1, 0),
-            (fed, "both together", "both together", 2, 2, 0),
-            (fed, "bias, source gradient", "", 0, 0, 1),  # the same lines as above need no second label
-            (fed, "bias, both together", "", 2, 2, 1),
-        ):
-            _band(axes[at, k], found[row], name, color, dashes, label)
-        axes[0, k].axhline(0, color=plotting.INK, lw=0.8)
-        axes[0, k].set_title(f"{_strength(fed)} ({count(found[fed])})")
-        axes[1, k].set_xlabel("step")
+        top, bottom = axes[:, k]
+        _band(top, found[fed], "source gradient", "source gradient", 0)
+        _band(top, found[fed], "both together", "both together", 2, band=False)
+        _band(top, found[fed], "estimate", "estimate", 1)
+        _band(top, found[plain], "estimate", "estimate at λ = 0", 4, dashes=3)
+        _band(bottom, found[fed], "bias, source gradient", "source gradient", 0)
+        _band(bottom, found[fed], "bias, both together", "both together", 2, band=False)
+        top.axhline(0, color=plotting.INK, lw=0.8)
+        top.set_title(f"{_strength(fed)} ({count(found[fed])})")
+        bottom.set_xlabel("step")
     axes[0, 0].set_ylabel("cosine with unseen gradient")
     axes[1, 0].set_ylabel("bias towards the sources")
-    handles = [h for ax in axes[:, 0] for h in ax.get_legend_handles_labels()[0]]
-    fig.legend(handles=sorted(handles, key=lambda h: "at λ" in h.get_label()), loc="outside upper center", ncols=3,
-               fontsize=9)  # fmt: skip
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=10)
     return fig
 
 
@@ -711,14 +714,14 @@ def figure_styles() -> Any:
     from companion.gestur import world
 
     found = _gradients()
-    fig, axes = plt.subplots(1, 2, figsize=(8, 4), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(7, 3.8), sharex=True, sharey=True)
     for ax, (_, fed) in zip(axes, PAIRS, strict=True):
         for k, style in enumerate(world.STYLES):
-            _band(ax, found[fed], f"estimate, {style}", k, k, style)
+            _band(ax, found[fed], f"estimate, {style}", style, k)
         ax.axhline(0, color=plotting.INK, lw=0.8)
         ax.set(title=f"{_strength(fed)} ({count(found[fed])})", xlabel="step")
     axes[0].set_ylabel("cosine with unseen gradient")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=10)
     return fig
 
 
@@ -728,16 +731,16 @@ def figure_way() -> Any:
     import matplotlib.pyplot as plt
 
     found = _gradients()
-    fig, axes = plt.subplots(2, 2, figsize=(8, 6), sharex=True, sharey=True)
+    fig, axes = plt.subplots(2, 2, figsize=(7, 5.6), sharex=True, sharey=True)
     for line, pair in zip(axes, PAIRS, strict=True):
         for ax, row, what in zip(line, pair, ("λ = 0", "λ = 0.1"), strict=True):
-            ax.set_title(f"{what}, {_strength(row)} ({count(found[row])})")
+            ax.set_title(f"{what}, {_strength(row)} ({count(found[row])})", fontsize=10.5)
             for j, name in enumerate(("sources", "unseen")):
-                _band(ax, found[row], f"loss on the way, {name}", j, j, name)
+                _band(ax, found[row], f"loss on the way, {name}", name, j)
         line[0].set_ylabel("cross-entropy")
     for ax in axes[1]:
         ax.set_xlabel("share of the way")
-    _legend(axes[0, 0], "lower left")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=10)
     return fig
 
 
