@@ -48,6 +48,9 @@ seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
 # %%
+import time
+from statistics import fmean
+
 from companion import plotting, records, tables, training
 from companion.dncl import data, generator, metrics, model, search
 from companion.dncl.recipe import recipe
@@ -142,14 +145,19 @@ problems = data.nguyen(
     p["eta"], seed, repeats=p["repeats"], variables=r.generator.variables
 )
 judged = []
+spent = 0.0
 for size in sorted({len(q.x) for q in problems}):
     group = [q for q in problems if len(q.x) == size]
+    began = time.process_time()
     found = search.fit_problems(net, group, r.search, seed)
+    spent += time.process_time() - began
     judged += [
         {"problem": q.name, **metrics.judge(q, c)}
         for q, c in zip(group, found, strict=True)
     ]
 outcome = metrics.summary(judged) | in_pool
+outcome["precise"] = 100 * fmean(q["r2"] > 0.999 for q in judged)
+outcome["seconds"] = spent / len(problems)
 for line in judged[:: p["repeats"]]:
     print(
         f"{line['problem']:<12} R² {line['r2']:7.3f}  {'recovered' if line['recovery'] else '         '}  {line['formula'][:70]}"

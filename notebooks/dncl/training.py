@@ -1,7 +1,9 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -45,7 +47,7 @@ if importlib.util.find_spec("companion") is None:
 table = "training"  # training or ablation: a table of papers/dncl.toml
 row = "dn-cl"  # a row of that table
 column = "all"  # one run fills all columns
-scale = "reduced"  # reduced, full (a GPU), or real for the ablations
+scale = "reduced"  # reduced, real (minutes, CPU) or full (a GPU)
 seed = 0  # 0, 1, 2, ...
 record_dir = ""  # folder for the record; empty: runs/ of the checkout
 
