@@ -201,9 +201,12 @@ def rivals(table: str = "pacs", scale: str = "real", row: str = "gestur", folder
     return pd.DataFrame(lines).set_index("method")
 
 
-def by_seed(table: str, scale: str, row: str, metric: str, folder: Any = None) -> dict[int, float]:
-    """{seed: value} of one metric, over the valid records of a row; empty where there are none."""
-    found = valid("gestur", table, scale, row, folder)
+def by_seed(
+    table: str, scale: str, row: str, metric: str, folder: Any = None, column: str | None = None
+) -> dict[int, float]:
+    """{seed: value} of one metric, over the valid records of a row (and of `column` where columns have runs of their own);
+    empty where there are none."""
+    found = [r for r in valid("gestur", table, scale, row, folder) if column in (None, r["run"]["column"])]
     return {r["run"]["seed"]: v for r in found if (v := r["metrics"].get(metric)) is not None}
 
 
