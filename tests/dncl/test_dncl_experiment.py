@@ -1,6 +1,7 @@
 """Controlled training, proposals, and how answers are judged."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,38 @@ def test_proposals_are_distinct_formulas_in_the_allowed_variables():
     assert all(ex.complete(list(ids)) and ex.ID["x3"] not in ids for ids, _ in found)
     assert [s for _, s in found] == sorted((s for _, s in found), reverse=True)
     assert found == decode.propose(net, points, 2, decode.DecodeConfig(16, 16, subsets=3), 0)
+
+
+def test_a_decoding_by_steps_gives_the_numbers_of_whole_prefixes():
+    training.seed_everything(2)
+    net = experiment.DNCL(replace(pretrained.SIZES["tiny"].model, decoder=2)).eval()
+    memory = torch.randn(3, 5, net.config.d)  # E = 3 encodings
+    tokens = torch.randint(3, len(ex.TOKENS), (4, 6))  # W = 4 hypotheses
+    parents = torch.tensor([2, 0, 0, 3])
+    with torch.no_grad():
+        cache = net.decoder.start(memory)
+        for k in range(tokens.shape[1]):
+            if k == 3:  # beams are reordered on the way
+                cache.follow(parents)
+                tokens = tokens[parents]
+            got = net.decoder.step(tokens[:, k].expand(3, -1), cache)
+            want = net.decoder(tokens[:, : k + 1].repeat(3, 1), memory.repeat_interleave(4, 0))[:, -1]
+            torch.testing.assert_close(got.flatten(0, 1), want, atol=1e-5, rtol=1e-4)
+    assert cache.places == 6
+
+
+def test_proposals_stop_at_the_limit_and_keep_what_is_finished(monkeypatch):
+    training.seed_everything(1)
+    net = experiment.DNCL(pretrained.SIZES["tiny"].model).eval()
+    points, config = torch.rand(40, 4), decode.DecodeConfig(0, 200, subsets=1)
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(constants, "clock", lambda: next(ticks))  # one tick per token
+    everything = decode.propose(net, points, 2, config, 0)
+    spent = next(ticks)
+    some = decode.propose(net, points, 2, config, 0, until=spent + 1 + spent // 2)
+    assert 0 < len(some) < len(everything)
+    assert dict(some).items() <= dict(everything).items()
+    assert decode.propose(net, points, 2, config, 0, until=next(ticks)) == []
 
 
 def test_one_subset_is_the_plain_encoding():

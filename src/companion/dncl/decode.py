@@ -1,7 +1,7 @@
 """Skeletons from a trained network for one set of points: beam and samples, over subsets of the points.
 
 Several random subsets are encoded and their next-token log-probabilities averaged: each subset is another view of
-the same formula. Every result is a complete formula by construction.
+the same formula. Every result is a complete formula by construction. Keys and values of the earlier tokens are kept.
 
 Shape letters: E encodings, W hypotheses, L tokens, V vocabulary, n points.
 """
@@ -14,10 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from companion.dncl import constants as fitting
 from companion.dncl import expressions as ex
 from companion.dncl.model import DNCL
 from companion.dncl.search import allowed
 from companion.training import generator as random_stream
+
+AT_ONCE = 64  # samples that are drawn side by side
 
 
 @dataclass(frozen=True)
@@ -47,40 +50,44 @@ def encodings(net: DNCL, points: Tensor, config: DecodeConfig, seed: int) -> Ten
     return torch.cat(rows)
 
 
-def _next(net: DNCL, tokens: Tensor, memory: Tensor) -> Tensor:
-    """Log-probabilities `[W, V]` of the next token, averaged over the encodings."""
-    E, W = len(memory), len(tokens)
-    logits = net.decoder(tokens.repeat(E, 1), memory.repeat_interleave(W, 0))[:, -1].float()
-    return logits.log_softmax(-1).view(E, W, -1).mean(0)
-
-
 @torch.no_grad()
-def propose(net: DNCL, points: Tensor, variables: int, config: DecodeConfig, seed: int) -> list[tuple[tuple[int, ...], float]]:  # fmt: skip
+def propose(net: DNCL, points: Tensor, variables: int, config: DecodeConfig, seed: int,
+            until: float = math.inf) -> list[tuple[tuple[int, ...], float]]:  # fmt: skip
     """Distinct skeletons with their log-probabilities, most probable first.
 
     Args:
         points: `[n, D + 1]`, y last, D that of the network (absent variables 0).
         variables: how many of the columns are variables; later ones are not used.
+        until: `constants.clock()` value after which no further token is drawn: the beam, or the 64 samples, under way
+            then are lost, those before are kept.
     """
     memory = encodings(net, points.float(), config, seed)
     found: dict[tuple[int, ...], float] = {}
-    for width, draw in ((config.beam, False), (config.samples, True)):
-        if width:
-            for ids, score in _search(net, memory, width, variables, config, seed, draw):
-                if ex.complete(list(ids)):
-                    found[ids] = max(score, found.get(ids, -math.inf))
+    rng = random_stream(seed, "samples")
+    widths = [config.beam] * bool(config.beam)
+    widths += [min(AT_ONCE, config.samples - done) for done in range(0, config.samples, AT_ONCE)]
+    for k, width in enumerate(widths):
+        draw = rng if k or not config.beam else None
+        for ids, score in _search(net, memory, width, variables, config, draw, until):
+            if ex.complete(list(ids)):
+                found[ids] = max(score, found.get(ids, -math.inf))
     return sorted(found.items(), key=lambda kv: -kv[1])
 
 
-def _search(net, memory, width, variables, config, seed, draw):
+def _search(net, memory, width, variables, config, rng, until):
+    """Beam search without `rng`, samples with it; nothing where the time is up first."""
     device, length = memory.device, net.config.length
-    rng = random_stream(seed, "samples")
+    E, draw = len(memory), rng is not None
     arity = ex.ARITY.to(device)
     tokens = torch.full((width if draw else 1, 1), ex.START, device=device)
     places = torch.ones(len(tokens), dtype=torch.long, device=device)
     score = torch.zeros(len(tokens), device=device)
+    cache = net.decoder.start(memory)
     for _ in range(length + 1):
-        logp = _next(net, tokens, memory)
+        if fitting.clock() > until:
+            return
+        logits = net.decoder.step(tokens[:, -1].expand(E, -1), cache).float()
+        logp = logits.log_softmax(-1).mean(0)  # over the encodings
         ok = allowed(tokens, places, length, variables)
         logp = logp.masked_fill(~ok, -math.inf).log_softmax(-1).masked_fill(~ok, -math.inf)
         if draw:
@@ -94,6 +101,8 @@ def _search(net, memory, width, variables, config, seed, draw):
             total = (score[:, None] + logp).flatten()
             score, best = total.topk(min(width, int((total > -math.inf).sum())))
             parent, token = best // logp.shape[1], best % logp.shape[1]
+        if not draw:
+            cache.follow(parent)
         tokens = torch.cat([tokens[parent], token[:, None]], 1)
         places = places[parent] + torch.where(token > ex.END, arity[token] - 1, torch.zeros_like(token))
         if bool(((token == ex.END) | (token == ex.PAD)).all()):

@@ -63,14 +63,23 @@ class Attention(nn.Module):
         self.q, self.kv, self.out = nn.Linear(d, d), nn.Linear(d, 2 * d), nn.Linear(d, d)
 
     def forward(self, q: Tensor, kv: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        B, T, d = q.shape
-        split = lambda t: t.view(B, -1, self.heads, d // self.heads).transpose(1, 2)  # noqa: E731
+        return self.look(q, *self.keys(kv), mask, causal)
+
+    def keys(self, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[B, heads, m, d / heads]` of `[B, m, d]`."""
         k, v = self.kv(kv).chunk(2, -1)
+        return self._split(k), self._split(v)
+
+    def look(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """Queries `[B, q, d]` at what `keys` made."""
         keep = mask[:, None, None, :] if mask is not None else None
-        y = F.scaled_dot_product_attention(
-            split(self.q(q)), split(k), split(v), attn_mask=keep, is_causal=causal
-        )
-        return self.out(y.transpose(1, 2).reshape(B, T, d))
+        y = F.scaled_dot_product_attention(self._split(self.q(q)), k, v, attn_mask=keep, is_causal=causal)
+        return self.out(y.transpose(1, 2).reshape(q.shape))
+
+    def _split(self, t: Tensor) -> Tensor:
+        return t.view(*t.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -83,7 +92,15 @@ class Block(nn.Module):
         self.ff = nn.Sequential(nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, d))
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.norm_q(x), self.norm_kv(y), mask)
+        return self.look(x, self.keys(y), mask)
+
+    def keys(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of `y`, for several calls of `look`."""
+        return self.attention.keys(self.norm_kv(y))
+
+    def look(self, x: Tensor, keys: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
+        """The block with keys and values that are there already."""
+        x = x + self.attention.look(self.norm_q(x), *keys, mask)
         return x + self.ff(self.norm_ff(x))
 
 
@@ -154,6 +171,48 @@ class SkeletonDecoder(nn.Module):
             h = h + attend(t, t, causal=True)
             h = cross(h, memory)
         return self.norm(h) @ self.token.weight.T
+
+    def start(self, memory: Tensor) -> DecoderCache:
+        """The cache before the first `step`, for encodings `[E, k, d]`."""
+        return DecoderCache([cross.keys(memory) for cross in self.cross], [])
+
+    def step(self, token: Tensor, cache: DecoderCache) -> Tensor:
+        """Last tokens `[E, W]` of W hypotheses for each of E encodings -> logits `[E, W, V]` for the next.
+
+        The same numbers as `forward` on the whole prefixes, without computing the earlier places again; `cache` grows
+        by one place.
+        """
+        h = self.token(token) * math.sqrt(self.token.embedding_dim) + self.position[cache.places]
+        grown = []
+        for layer, (attend, norm, cross) in enumerate(zip(self.selfs, self.norms, self.cross, strict=True)):
+            t = norm(h).flatten(0, 1)[:, None]
+            new = attend.keys(t)
+            if cache.past:
+                new = tuple(torch.cat(pair, 2) for pair in zip(cache.past[layer], new, strict=True))
+            grown.append(new)
+            h = h + attend.look(t, *new).view(h.shape)
+            h = cross.look(h, cache.memory[layer])
+        cache.past = grown
+        return self.norm(h) @ self.token.weight.T
+
+
+@dataclass
+class DecoderCache:
+    """Keys and values of a decoding under way, per layer."""
+
+    memory: list[tuple[Tensor, Tensor]]  # of the encodings, `[E, heads, k, d / heads]`
+    past: list[tuple[Tensor, Tensor]]  # of the tokens so far, `[E W, heads, places, d / heads]`
+
+    @property
+    def places(self) -> int:
+        """Tokens so far."""
+        return self.past[0][0].shape[2] if self.past else 0
+
+    def follow(self, parent: Tensor) -> None:
+        """Go on with the hypotheses `parent` `[W']` (numbers below W, each as often as it has children)."""
+        E = len(self.memory[0][0])
+        pick = lambda t: t.view(E, -1, *t.shape[1:])[:, parent].flatten(0, 1)  # noqa: E731
+        self.past = [(pick(k), pick(v)) for k, v in self.past]
 
 
 class DNCL(nn.Module):
