@@ -170,9 +170,18 @@ def test_the_shipped_network_loads_quickly_and_proposes():
         (np.ones((1, 1)), np.ones(1), "n_samples=1"),
         (np.ones((50, 1)), np.arange(50.0) // 25, "2 different points"),
         (np.ones((10, 2)), np.arange(10.0), "every column"),
-        (np.array([[np.nan]] * 10), np.arange(10.0), "NaN"),
-        (np.array([[np.inf]] * 10), np.arange(10.0), "infinity"),
-        (np.arange(10.0)[:, None], np.array([np.nan] * 10), "NaN"),
+        (np.array([[np.nan]] * 10), np.arange(10.0), r"X is NaN in row 0, column 0 .*leave such points out"),
+        (
+            np.array([[1.0, -np.inf]] * 10),
+            np.arange(10.0),
+            r"X is infinite \(inf\) in row 0, column 1",
+        ),
+        (
+            pd.DataFrame({"t": [*range(9), None], "p": range(10)}),
+            np.arange(10.0),
+            "X is NaN in row 9, column 't'",
+        ),
+        (np.arange(10.0)[:, None], np.array([1.0] * 4 + [np.nan] * 6), r"y is NaN in row 4 \("),
         (np.arange(10.0)[:, None], np.arange(10.0) * 1e200, "1e100"),
         (
             pd.DataFrame({"t": np.arange(10.0), "site": list("abababacac")}),

@@ -111,6 +111,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
             raise ValueError(f"duplicate columns {', '.join(twice)}; give every column its own name")
         if isinstance(X, pd.DataFrame):
             _numeric(X)
+        _finite(X, y)
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         y = y.astype(np.float64)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -230,7 +231,8 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
                 if len(order) == d
                 else decode.DecodeConfig(self.beam // 4, self.samples // 4, subsets=1)
             )
-            for ids, score in decode.propose(net, torch.from_numpy(points).float(), len(order), share, seed):
+            told = decode.propose(net, torch.from_numpy(points).float(), len(order), share, seed, until)
+            for ids, score in told:
                 here = tuple(ex.FIRST_VARIABLE + order[t - ex.FIRST_VARIABLE]
                              if ex.FIRST_VARIABLE <= t < ex.FIRST_UNARY else t for t in ids)  # fmt: skip
                 found[here] = max(score, found.get(here, -math.inf))
@@ -348,6 +350,28 @@ def _numeric(table: pd.DataFrame) -> None:
         if text.any():
             raise ValueError(f"column {name!r} holds {str(column[text].iloc[0])!r}, which is not a number; every column "
                              "is numeric (encode it, or leave it out)")  # fmt: skip
+
+
+def _finite(X: Any, y: Any) -> None:
+    """ValueError for the first value that is NaN or infinite; what is not an array of numbers passes."""
+    names = getattr(X, "columns", None)
+    for what, values in (("X", X), ("y", y)):
+        values = np.asarray(values)
+        if values.ndim == 0 or values.dtype.kind not in "fO":
+            continue
+        try:
+            values = values.astype(np.float64)
+        except (TypeError, ValueError):
+            continue
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            row, *column = bad[0].tolist()
+            place = f"row {row}" + "".join(
+                f", column {k if names is None else repr(names[k])}" for k in column[:1]
+            )
+            kind = "NaN" if np.isnan(values[tuple(bad[0])]) else "infinite (inf)"
+            raise ValueError(f"{what} is {kind} in {place} (counted from 0); every value is a finite number: leave such points "
+                             "out")  # fmt: skip
 
 
 def _weights(sample_weight: Any, n: int, needed: bool) -> np.ndarray:
