@@ -1,5 +1,7 @@
 """Compiled batches: values, derivatives, variable projection, and the search on top."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -117,14 +119,55 @@ def test_pairing_scores_are_those_of_the_fits():
     assert str(best.expression()) == "x2*sin(x1)"
     V = search.values([((*ex.encode("mul sin x1 x2"),), ())])
     S, Sy, SS = search._moments(V)
-    forms = search._forms(S, Sy, SS)[0][:, 0]
+    forms = search._forms(S, Sy, SS)
     for k, text in enumerate(
         ("mul sin x1 x2", "mul C mul sin x1 x2", "add C mul sin x1 x2", "add C mul C mul sin x1 x2")
     ):
         ids = tuple(ex.encode(text))
         sse = constants.fit([ids], *search.tensors).sse[0]
         extra = (text.count("C")) * (np.log(30) + 2 * search.config.token_price)
-        assert forms[k] == pytest.approx(float(search.data_cost(sse)) + extra, abs=1e-6)
+        assert forms[k][0][0] == pytest.approx(float(sse), rel=1e-9)
+        assert forms[k][1] == pytest.approx(extra)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_pairs_are_ranked_by_their_description_length(known):
+    x = points(30).numpy()
+    y = np.sin(x[:, 0]) * x[:, 1] + 0.05 * np.random.default_rng(0).normal(size=30)
+    search = evolve.Search(x, y, small(), weight=np.full(30, 400.0) if known else None, known=known)
+    search.start_library()
+    pairs = search.pair()
+    assert pairs[0][0] == tuple(ex.encode("mul x2 sin x1"))
+    made = {f.ids: f.score for f in search.fit(pairs)}
+    ranked = [made[ids] for ids, _, fixed in pairs if ids in made and ex.CONST not in ids]
+    assert len(ranked) >= 4
+    assert all(a <= b + 1e-6 for a, b in itertools.pairwise(ranked))
+
+
+def test_every_operand_can_be_left_out_with_its_constants():
+    search = evolve.Search(np.arange(8.0)[:, None], np.arange(8.0), small())
+    f = evolve.Formula(tuple(ex.encode("add mul C x1 sin div C x1")), (2.0, 3.0), (False, True), 1.0, 0.0)
+    left = {(ex.decode(list(ids)), tuple(values), tuple(fixed)) for ids, values, fixed in search.fewer(f)}
+    assert left == {
+        ("mul C x1", (2.0,), (False,)),
+        ("sin div C x1", (3.0,), (True,)),
+        ("add C sin div C x1", (2.0, 3.0), (False, True)),
+        ("add x1 sin div C x1", (3.0,), (True,)),
+        ("add mul C x1 sin C", (2.0, 3.0), (False, True)),
+        ("add mul C x1 sin x1", (2.0,), (False,)),
+    }
+
+
+def test_a_superfluous_term_is_taken_out_again():
+    x = np.linspace(0.2, 3, 40)[:, None]
+    y = np.sin(x[:, 0]) + 0.02 * np.random.default_rng(0).normal(size=40)
+    search = evolve.Search(x, y, small())
+    (long,) = search.fit([(tuple(ex.encode("add sin x1 mul C pow2 x1")), [0.0], None)])
+    search.prune(1)
+    best = search.elite[0]
+    assert best.ids == tuple(ex.encode("sin x1"))
+    assert best.score < long.score
+    assert best.sse > long.sse  # the description decides, not the error
 
 
 def test_simple_numbers_are_set_and_factors_of_one_dropped():

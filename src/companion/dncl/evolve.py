@@ -301,7 +301,8 @@ class Search:
             # short ones, and those whose own fit is good
             V = np.stack([e[2] for e in entries])
             size = np.array([len(e[0]) for e in entries])
-            alone = self._forms(*self._moments(V))[0].min(0) + c.token_price * size
+            forms = self._forms(*self._moments(V))
+            alone = np.min([self.data_cost(sse) + more for sse, more in forms], 0) + c.token_price * size
             pick = np.argsort(alone)[: c.pool // 2]
             rest = np.setdiff1d(
                 np.argsort(size + self.rng.random(len(size)), kind="stable"), pick, assume_unique=False
@@ -313,16 +314,22 @@ class Search:
         W, Y = self.w, self.y
         found: list[tuple[float, int, int, str, int]] = []
         P = len(V)
-        sums = cost[:, None] + cost[None, :] + c.token_price
+        # n log(sse) + price orders as sse exp(price / n) does, without a logarithm for each of millions of pairs
+        n = 1 if self.known else self.n
+        price = cost[:, None] + cost[None, :] + c.token_price
+        price = price if self.known else np.exp(price / n)
+        floor = c.exact * self.var + 1e-300
         upper = np.triu(np.ones((P, P), dtype=bool), 1)
+        other = ~np.eye(P, dtype=bool)
 
-        def keep(scores: np.ndarray, op: str, form: int) -> None:
-            flat = scores.ravel()
-            flat = np.where(np.isfinite(flat), flat, np.inf)
-            number = min(c.pairs // 3, flat.size)
-            for at in np.argpartition(flat, number - 1)[:number].tolist():
-                if flat[at] < np.inf:
-                    found.append((float(flat[at]), at // P, at % P, op, form))
+        def keep(sse: np.ndarray, more: float, priced: np.ndarray, op: str, form: int) -> None:
+            rank = np.maximum(sse, floor)
+            rank = (rank + priced + more if self.known else rank * (priced * math.exp(more / n))).ravel()
+            number = min(c.pairs // 3, rank.size)
+            for at in np.argpartition(rank, number - 1)[:number].tolist():
+                if rank[at] < np.inf:
+                    score = rank[at] if self.known else n * math.log(rank[at] / n)
+                    found.append((float(score), at // P, at % P, op, form))
 
         with np.errstate(all="ignore"):
             reciprocal = 1.0 / V
@@ -330,23 +337,21 @@ class Search:
                 good = np.isfinite(B).all(1) & (np.abs(B).max(1) < 1e6)
                 B = np.where(good[:, None], B, 0.0)
                 S, Sy, SS = (V * W) @ B.T, (V * (W * Y)) @ B.T, (V * V * W) @ (B * B).T
-                allowed = upper if op == "mul" else ~np.eye(P, dtype=bool)
-                allowed = allowed & good[None, :]
-                scores, _ = self._forms(S, Sy, SS)
-                for form in range(4):
-                    keep(np.where(allowed, scores[form] + sums, np.inf), op, form)
+                allowed = (upper if op == "mul" else other) & good[None, :]
+                priced = np.where(allowed, price, np.inf)
+                for form, (sse, more) in enumerate(self._forms(S, Sy, SS)):
+                    keep(sse, more, priced, op, form)
             # sums: G are weighted inner products, h those with y
             G, h, m = (V * W) @ V.T, V @ (W * Y), V @ W
             d = np.diag(G)
             yy, y1, w1 = float((W * Y * Y).sum()), float((W * Y).sum()), float(W.sum())
+            once, both = np.where(upper, price, np.inf), np.where(other, price, np.inf)
             for op, s in (("add", 1.0), ("sub", -1.0)):
                 S = m[:, None] + s * m[None, :]
                 Sy = h[:, None] + s * h[None, :]
                 SS = d[:, None] + 2 * s * G + d[None, :]
-                scores, _ = self._forms(S, Sy, SS)
-                allowed = upper if s > 0 else ~np.eye(P, dtype=bool)
-                for form in range(4):
-                    keep(np.where(allowed, scores[form] + sums, np.inf), op, form)
+                for form, (sse, more) in enumerate(self._forms(S, Sy, SS)):
+                    keep(sse, more, once if s > 0 else both, op, form)
             constant = math.log(self.n) + 2 * c.token_price
             for centred, form in ((False, 4), (True, 5)):
                 g = G - np.outer(m, m) / w1 if centred else G
@@ -357,15 +362,11 @@ class Search:
                 gain = (b[None, :] - g) ** 2 / e[None, :]
                 rest = total - 2 * b[:, None] + e[:, None] - gain
                 more = constant if centred else 0.0
-                keep(
-                    np.where(~np.eye(P, dtype=bool), self.data_cost(rest) + sums + constant + more, np.inf),
-                    "lin1",
-                    form,
-                )
+                keep(rest, constant + more, both, "lin1", form)
                 det = np.outer(e, e) - g * g
                 gain = (np.outer(b * b, e) - 2 * np.outer(b, b) * g + np.outer(e, b * b)) / det
                 rest = np.where(det > 1e-9 * np.outer(e, e), total - gain, np.inf)
-                keep(np.where(upper, self.data_cost(rest) + sums + 2 * constant + more, np.inf), "lin2", form)
+                keep(rest, 2 * constant + more, once, "lin2", form)
         found.sort()
         out = []
         for _, i, j, op, form in found:
@@ -394,25 +395,21 @@ class Search:
     def _moments(self, V: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return V @ self.w, V @ (self.w * self.y), (V * V) @ self.w
 
-    def _forms(self, S: np.ndarray, Sy: np.ndarray, SS: np.ndarray) -> tuple[np.ndarray, None]:
-        """Description lengths (without subtrees) of g, C g, C + g, C + C g from sums of g, g y and g^2."""
+    def _forms(self, S: np.ndarray, Sy: np.ndarray, SS: np.ndarray) -> list[tuple[np.ndarray, float]]:
+        """Of g, C g, C + g, C + C g: the squared error, from sums of g, g y and g^2, and the price of the constants."""
         W, Y, c = self.w, self.y, self.config
         yy, y1, w1 = float((W * Y * Y).sum()), float((W * Y).sum()), float(W.sum())
         constant = math.log(self.n) + 2 * c.token_price
         with np.errstate(all="ignore"):
-            plain = yy - 2 * Sy + SS
-            factor = yy - Sy**2 / SS
-            centre, cross = SS - S * S / w1, Sy - S * y1 / w1
-            summand = (yy - y1 * y1 / w1) - 2 * cross + centre
-            both = np.where(centre > 1e-12 * SS, (yy - y1 * y1 / w1) - cross**2 / centre, np.inf)
-            scores = np.stack([self.data_cost(plain), self.data_cost(factor) + constant,
-                               self.data_cost(summand) + constant, self.data_cost(both) + 2 * constant])  # fmt: skip
-        return np.where(np.isfinite(scores), scores, np.inf), None
+            centre, cross, rest = SS - S * S / w1, Sy - S * y1 / w1, yy - y1 * y1 / w1
+            both = np.where(centre > 1e-12 * SS, rest - cross**2 / centre, np.inf)
+            return [(yy - 2 * Sy + SS, 0.0), (yy - Sy**2 / SS, constant), (rest - 2 * cross + centre, constant),
+                    (both, 2 * constant)]  # fmt: skip
 
     # --- neighbours that are tried for all good formulas --------------------------------------------------
 
     def wraps(self, f: Formula) -> list[tuple[Ids, list[float], list[bool]]]:
-        """`f` with one constant more, in every place; and with one constant less."""
+        """`f` with one constant more, in every place."""
         out = []
         for at in range(len(f.ids)):
             if f.ids[at] == ex.CONST:
@@ -426,11 +423,28 @@ class Search:
                     continue
                 out.append(((*f.ids[:at], op, ex.CONST, *f.ids[at:]), [*f.constants[:b], start, *f.constants[b:]],
                             [*f.fixed[:b], False, *f.fixed[b:]]))  # fmt: skip
-        for k, at in enumerate([i for i, t in enumerate(f.ids) if t == ex.CONST]):
-            if at and f.ids[at - 1] in (ADD, MUL):
-                out.append((drop(f.ids, k), [*f.constants[:k], *f.constants[k + 1 :]],
-                            [*f.fixed[:k], *f.fixed[k + 1 :]]))  # fmt: skip
         return out
+
+    def fewer(self, f: Formula) -> list[tuple[Ids, Sequence[float], Sequence[bool]]]:
+        """`f` with one of its binary operators left out, in every way: one of the two operands stays."""
+        out = []
+        for at, token in enumerate(f.ids):
+            if token < ex.FIRST_BINARY:
+                continue
+            middle, stop = end(f.ids, at + 1), end(f.ids, at)
+            for first, last in ((at + 1, middle), (middle, stop)):
+                upto = lambda k: f.ids[:k].count(ex.CONST)  # noqa: E731
+                kept = [*range(upto(at)), *range(upto(first), upto(last)), *range(upto(stop), len(f.fixed))]
+                out.append(((*f.ids[:at], *f.ids[first:last], *f.ids[stop:]), [f.constants[k] for k in kept],
+                            [f.fixed[k] for k in kept]))  # fmt: skip
+        return out
+
+    def prune(self, number: int) -> None:
+        """Take out of the best `number` formulas what they can do without, as long as the best gets better."""
+        best = math.inf
+        while self.elite and self.elite[0].score < best - 1e-6:
+            best = self.elite[0].score
+            self.fit([one for f in self.elite[:number] for one in self.fewer(f)], iterations=8)
 
     def more_terms(
         self, formulas: Sequence[Formula], each: int = 6
@@ -683,11 +697,15 @@ class Search:
         # straight lines, a factor on every short function, and the best pairs are always there, however little time
         # is left: without the second, two logarithms stand in for a factor of 2
         limit, self.deadline = self.deadline, math.inf
+        pairing = 0.0
         self.fit([((ADD, C, MUL, C, ex.FIRST_VARIABLE + j), None, None) for j in range(self.D)])
         if c.rounds:
             self.start_library()
             self.fit([((MUL, C, *ids), None, None) for ids in self.library if len(ids) <= 3 and C not in ids])
-            self.fit(self.pair())
+            began = fitting.clock()
+            pairs = self.pair()
+            pairing = fitting.clock() - began
+            self.fit(pairs)
         self.deadline = limit
         # what costs little for what it finds comes first: a short limit ends somewhere in here
         templates = self.templates() if c.rounds else []
@@ -703,16 +721,21 @@ class Search:
             self.fit(waves, restarts=24 if self.D == 1 else 8)
             if c.snap:
                 self.snap(sorted(sums, key=lambda f: f.score)[:6])
+            self.prune(3)
         for _ in range(c.rounds):
-            if fitting.clock() > self.deadline:
+            # pairs that nothing is left to fit are worth nothing: the last fits can use that time
+            began = fitting.clock()
+            if began + pairing > self.deadline:
                 break
             self.learn([s for f in self.elite[:25] for s in self.subtrees(f)])
             children = self.pair()
+            pairing = fitting.clock() - began
             # half by rank, half from the front of length against error
             unseen = [f for f in self.elite if (f.ids, f.fixed) not in expanded]
             fresh = list(dict.fromkeys(unseen[:5] + [f for f in pareto(self.elite) if f in unseen][-5:]))
             expanded |= {(f.ids, f.fixed) for f in fresh}
             children += [w for f in fresh for w in self.wraps(f)] + self.more_terms(fresh)
+            children += [one for f in fresh for one in self.fewer(f)]
             ranks = (len(self.elite) * self.rng.random(c.children) ** 2).astype(int) if self.elite else []
             children += [m for k in ranks if (m := self.mutate(self.elite[k])) is not None]
             self.fit(children)
@@ -726,11 +749,15 @@ class Search:
                 break
         # the best ones again, from many starts
         self.deadline = self.polish
+        if c.rounds:
+            self.prune(3)
         self.fit(
             [(f.ids, f.constants, f.fixed) for f in self.elite[:10] if f.free], restarts=10, iterations=30
         )
         if c.snap:
             self.snap([f for f in self.elite[:12] if f.free])
+        if c.rounds:
+            self.prune(3)
         return self.elite
 
 
