@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sympy
 import torch
 from tqdm import tqdm
 
@@ -67,10 +66,8 @@ def score(network: Path, problems: Iterable[Problem], seed: int, title: str) -> 
             model = SymbolicRegressor(None, rounds=0, network=network, random_state=seed)
             model.fit(problem.x.numpy(), problem.y.numpy())
             predicted = model.predict(problem.test_x.numpy())
-        symbols = (sympy.Symbol(v, real=True) for v in ex.VARIABLES)
-        names = dict(zip(symbols, peers._symbols(), strict=True))
         right = limits.proposed(model.proposals_, problem, model)
-        lines.append((right, right and peers.same_form(model.sympy().xreplace(names), problem),
+        lines.append((right, right and peers.same_form(model.sympy(), problem),
                       metrics.r2(problem.test_y, torch.as_tensor(predicted)) > 0.99))  # fmt: skip
     return dict(zip(("proposed", "chosen", "accurate"), (100 * np.mean(lines, 0)).tolist(), strict=True)) | {
         "problems": len(lines)

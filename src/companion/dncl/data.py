@@ -168,7 +168,7 @@ class Problem:
 
 def truth(text: str) -> sympy.Expr:
     """A sympy expression in x1, x2, x3 (real). ValueError when it does not parse."""
-    names = {str(v): v for v in sympy.symbols(" ".join(ex.VARIABLES), real=True)}
+    names = dict(zip(ex.VARIABLES, ex.SYMBOLS, strict=True))
     try:
         return sympy.sympify(text, locals=names)
     except (sympy.SympifyError, TypeError, SyntaxError) as error:
@@ -179,9 +179,8 @@ def values(expression: sympy.Expr, x: torch.Tensor) -> torch.Tensor:
     """Values `[n]` of a sympy expression on points `[n, D]`, in float64; NaN where it is not real."""
     import numpy as np
 
-    symbols = sympy.symbols(" ".join(ex.VARIABLES), real=True)[: x.shape[1]]
     with np.errstate(all="ignore"):
-        y = sympy.lambdify(symbols, expression, "numpy")(*x.double().numpy().T)
+        y = sympy.lambdify(ex.SYMBOLS[: x.shape[1]], expression, "numpy")(*x.double().numpy().T)
     y = torch.as_tensor(np.real_if_close(np.asarray(y, dtype=complex)).astype(complex))
     y = torch.where(y.imag.abs() > 1e-9, torch.nan, y.real)
     return y.expand(len(x)).clone()
@@ -245,7 +244,7 @@ def read_dso(path: Path, families: tuple[str, ...] = (), variables: int = 3) -> 
             continue
         text = re.sub(r"\bdiv\(", "Div(", row["expression"]).replace("pow(", "Pow(")
         div = {"Div": lambda a, b: a / b, "Pow": sympy.Pow}
-        names = {str(v): v for v in sympy.symbols(" ".join(ex.VARIABLES), real=True)}
+        names = dict(zip(ex.VARIABLES, ex.SYMBOLS, strict=True))
         try:
             expression = sympy.sympify(text, locals=names | div)
             train = _spec(row["train_spec"], d)

@@ -12,6 +12,7 @@ import torch
 
 PAD, START, END, CONST = 0, 1, 2, 3
 VARIABLES = ("x1", "x2", "x3")
+SYMBOLS = tuple(sympy.Symbol(v, real=True) for v in VARIABLES)
 UNARY = ("sin", "cos", "tan", "exp", "log", "sqrt", "pow2", "pow3", "pow4", "pow5")
 BINARY = ("add", "sub", "mul", "div")
 TOKENS = ("<pad>", "<start>", "<end>", "C", *VARIABLES, *UNARY, *BINARY)
@@ -117,7 +118,6 @@ def to_sympy(ids: list[int], constants: list[float] | None = None) -> sympy.Expr
     """
     if not complete(ids):
         raise ValueError(f"{decode(ids)!r} is not one complete prefix formula")
-    x = sympy.symbols(" ".join(VARIABLES), real=True)
     position, seen = 0, 0
 
     def build() -> sympy.Expr:
@@ -129,7 +129,7 @@ def to_sympy(ids: list[int], constants: list[float] | None = None) -> sympy.Expr
             seen += 1
             return sympy.Symbol(f"c{seen - 1}") if constants is None else sympy.Float(constants[seen - 1])
         if token < FIRST_UNARY:
-            return x[token - FIRST_VARIABLE]
+            return SYMBOLS[token - FIRST_VARIABLE]
         a = build()
         if name.startswith("pow"):
             return a ** int(name[3:])
@@ -146,8 +146,7 @@ def from_sympy(expression: sympy.Expr | str) -> list[int]:
 
     Raises ValueError where an operator has no token.
     """
-    names = {str(v): v for v in sympy.symbols(" ".join(VARIABLES), real=True)}
-    expression = sympy.sympify(expression, locals=names)
+    expression = sympy.sympify(expression, locals=dict(zip(VARIABLES, SYMBOLS, strict=True)))
 
     def walk(e: sympy.Expr) -> list[int]:
         if e.is_Symbol:

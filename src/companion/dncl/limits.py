@@ -55,9 +55,8 @@ def best_score(truth: sympy.Expr, problem: Problem, model: SymbolicRegressor) ->
     has lost its form on that way does not count. Infinite where no writing can be fitted.
     """
     scale, shift = model._scale, model._shift
-    symbols = [sympy.Symbol(v, real=True) for v in ex.VARIABLES]
     inner = truth.xreplace({s: s * evolve._exact(a) + sympy.Float(b) if b else s * evolve._exact(a)
-                            for s, a, b in zip(symbols, scale, shift, strict=False)})  # fmt: skip
+                            for s, a, b in zip(ex.SYMBOLS, scale, shift, strict=False)})  # fmt: skip
     inner = inner / evolve._exact(model._y_scale)
     x, y = (problem.x.numpy() - shift) / scale, problem.y.numpy() / model._y_scale
     config = evolve.EvolveConfig(
@@ -67,14 +66,8 @@ def best_score(truth: sympy.Expr, problem: Problem, model: SymbolicRegressor) ->
     made = search.fit(writings(inner, list(ex.VARIABLES[: x.shape[1]])), restarts=20, iterations=60)
     if model.snap:
         search.snap([f for f in made if f.free])
-    best = math.inf
-    for f in sorted(search.found.values(), key=lambda f: f.score):
-        if peers.same_form(
-            model._fold(f).xreplace(dict(zip(symbols, peers._symbols(), strict=True))), problem
-        ):
-            best = f.score
-            break
-    return best
+    ranked = sorted(search.found.values(), key=lambda f: f.score)
+    return next((f.score for f in ranked if peers.same_form(model._fold(f), problem)), math.inf)
 
 
 def proposed(proposals: Sequence[evolve.Ids], problem: Problem, model: SymbolicRegressor) -> bool:
@@ -102,8 +95,7 @@ def diagnose(problem: Problem, seconds: float, seed: int) -> dict[str, float | s
     x, y = problem.x.numpy(), problem.y.numpy()
     with peers.cpu_time():
         model = SymbolicRegressor(seconds, random_state=seed).fit(x, y)
-    names = dict(zip([sympy.Symbol(v, real=True) for v in ex.VARIABLES], peers._symbols(), strict=True))
-    judged = peers.judge(problem, peers.Answer(model.predict, model.sympy().xreplace(names), model.seconds_))
+    judged = peers.judge(problem, peers.Answer(model.predict, model.sympy(), model.seconds_))
     truth = best_score(problem.truth, problem, model)
     lead = model._best.score - truth
     if judged["recovery"]:

@@ -75,12 +75,7 @@ def _ours(name: str, x: np.ndarray, y: np.ndarray, seconds: float, seed: int, op
     settings = {"no-network": {"network": None}, "mse-selection": {"selection": "mse"},
                 "no-snap": {"snap": False}, "network-only": {"rounds": 0}}.get(name, {})  # fmt: skip
     model = SymbolicRegressor(seconds, random_state=seed, **(settings | options)).fit(x, y)
-    names = {sympy.Symbol(f"x{j + 1}", real=True): s for j, s in enumerate(_symbols())}
-    return model.predict, model.sympy().xreplace(names)
-
-
-def _symbols() -> tuple[sympy.Symbol, ...]:
-    return sympy.symbols(" ".join(ex.VARIABLES), real=True)
+    return model.predict, model.sympy()
 
 
 def _gplearn(name: str, x: np.ndarray, y: np.ndarray, seconds: float, seed: int, options: dict):
@@ -100,7 +95,7 @@ def _gplearn(name: str, x: np.ndarray, y: np.ndarray, seconds: float, seed: int,
         model.set_params(generations=model.generations + 1)
         model.fit(x, y)
         spent = time.process_time() - at
-    variables = {f"X{j}": s for j, s in enumerate(_symbols())}
+    variables = {f"X{j}": s for j, s in enumerate(ex.SYMBOLS)}
     # gplearn takes the magnitude under roots and logarithms; for plain numbers it must be written, too
     size = lambda p: abs(p) if p.is_number else p  # noqa: E731
     functions = {
@@ -133,7 +128,7 @@ def _operon(name: str, x: np.ndarray, y: np.ndarray, seconds: float, seed: int, 
             break
         wall *= seconds / max(spent, 0.1)  # its limit is wall-clock time: once more with the time it lacked
     text = model.get_model_string(model.model_, 8).replace("^", "**")
-    names = {f"X{j + 1}": s for j, s in enumerate(_symbols())}
+    names = {f"X{j + 1}": s for j, s in enumerate(ex.SYMBOLS)}
     expression = sympy.sympify(text, locals=names | {"square": lambda a: a**2})
     return (lambda t: model.predict(t)), expression
 
@@ -147,7 +142,7 @@ def _floor(name: str, x: np.ndarray, y: np.ndarray, seconds: float, seed: int, o
         return model.predict, None
     model = LinearRegression().fit(x, y)
     return model.predict, model.intercept_ + sum(
-        c * s for c, s in zip(model.coef_.tolist(), _symbols(), strict=False)
+        c * s for c, s in zip(model.coef_.tolist(), ex.SYMBOLS, strict=False)
     )
 
 

@@ -286,9 +286,8 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
     # --- formulas ---------------------------------------------------------------------------------------
 
     def _symbols(self) -> dict[sympy.Symbol, sympy.Expr]:
-        inner = sympy.symbols(" ".join(ex.VARIABLES), real=True)
         return {v: (sympy.Symbol(name, real=True) - sympy.Rational(repr(float(a)))) / _exact(s)
-                for v, name, a, s in zip(inner, self._names, self._shift, self._scale, strict=False)}  # fmt: skip
+                for v, name, a, s in zip(ex.SYMBOLS, self._names, self._shift, self._scale, strict=False)}  # fmt: skip
 
     def _fold(self, f: evolve.Formula) -> sympy.Expr:
         """The formula in the units of the data: the scaling of inputs and target is multiplied in."""
@@ -578,9 +577,8 @@ def score_formula(formula: str, X: Any, y: Any, sample_weight: Any = None, *, re
     c = out.constants[0, : len(fixed)]
     errors = np.sqrt(np.maximum(np.diagonal(out.covariance[0])[: len(fixed)], 0) * sse / (len(y) - free))
     best = evolve.Formula(ids, tuple(c.tolist()), tuple(fixed), sse, 0.0)
-    inner = sympy.symbols(" ".join(ex.VARIABLES), real=True)
     expression = best.expression().xreplace(
-        {v: sympy.Symbol(n, real=True) for v, n in zip(inner, names, strict=False)}
+        {v: sympy.Symbol(n, real=True) for v, n in zip(ex.SYMBOLS, names, strict=False)}
     )
     kept = sorted((k for k, held in enumerate(fixed) if not held), key=lambda k: labels[k])
     total = float((weight * (y - np.average(y, weights=weight)) ** 2).sum())
