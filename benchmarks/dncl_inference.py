@@ -17,7 +17,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import sympy
 import torch
 from dncl_regressor import problems
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -26,7 +25,6 @@ from tqdm import tqdm
 
 from companion import records
 from companion.dncl import SymbolicRegressor, peers
-from companion.dncl import expressions as ex
 
 MORE = {"samples": 256, "subsets": 6}
 
@@ -69,7 +67,6 @@ def main() -> None:
         "network alone": lambda x, y: fitted(x, y, None, rounds=0),
         "network alone, 256 samples over 6 subsets": lambda x, y: fitted(x, y, None, rounds=0, **MORE),
     }
-    symbols = [sympy.Symbol(v, real=True) for v in ex.VARIABLES]
     lines: dict[str, list[dict]] = {way: [] for way in ways}
     for eta, p in tqdm(problems(a.problems, 0), unit="problem"):
         for way, run in ways.items():
@@ -78,8 +75,7 @@ def main() -> None:
                 began = time.process_time()
                 model = run(p.x.numpy(), p.y.numpy())
                 spent = time.process_time() - began
-                found = model.sympy().xreplace(dict(zip(symbols, peers._symbols(), strict=True)))
-                judged = peers.judge(p, peers.Answer(model.predict, found, spent))
+                judged = peers.judge(p, peers.Answer(model.predict, model.sympy(), spent))
             lines[way].append(judged | {"eta": eta})
     share = lambda rows, key: round(100 * float(np.mean([r[key] for r in rows])), 1)  # noqa: E731
     table = {
