@@ -455,9 +455,9 @@ X = rng.uniform(-2, 2, (40, 2))
 clean = X[:, 0] * np.sin(X[:, 1])
 y = clean + 0.05 * np.sqrt(np.mean(clean**2)) * rng.normal(size=40)
 for name, network in (("tiny", path), ("shipped", "shipped")):
-    found = SymbolicRegressor(
-        None, network=network, rounds=0, random_state=0
-    ).fit(X, y)
+    found = SymbolicRegressor(None, network=network, rounds=0, random_state=0).fit(
+        X, y
+    )
     first = [str(ex.to_sympy(list(ids))) for ids in found.proposals_[:4]]
     print(f"{name}: {len(found.proposals_)} proposals: {', '.join(first)} ...")
     print(f"   chosen by description length: {found.formula_}")
