@@ -464,8 +464,8 @@ for name, network in (("tiny", path), ("shipped", "shipped")):
 folder.cleanup()
 
 # %% [markdown]
-# The shipped network has the true form among its proposals, and the description length picks it. The short training does not: more
-# than half of the tokens right, each after true ones, is far from a whole formula right. Whether such proposals make a search
+# The shipped network's first proposal is the true form, and the description length picks it. From what the short training
+# proposes it picks another formula: more than half of the tokens right, each after true ones, is far from a whole formula right. Whether such proposals make a search
 # better that works without any is another question; the [chapter](../../book/papers/dncl.md) answers it.
 
 # %% [markdown]
